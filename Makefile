@@ -1,0 +1,42 @@
+# Every target sets up what it needs in .venv, and reuses it when it is there.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+# One thread a test worker: two workers with a thread pool each would fight for the cores.
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: setup demo test check bench clean
+
+setup: .venv/.installed
+
+.venv/bin/python:
+	$(PYTHON) -m venv .venv
+
+.venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
+	@echo "Installing spectralnorm and what it needs into .venv (once, a few minutes)"
+	$(INSTALL) -e ".[cli,data,attacks,plot,dev]"
+	@touch $@
+
+.venv/.installed-bench: .venv/.installed
+	$(INSTALL) -e ".[bench]"
+	@touch $@
+
+demo: export OMP_NUM_THREADS = 2
+demo: .venv/.installed
+	$(BIN)/spectralnorm demo
+
+test: .venv/.installed
+	$(BIN)/python -m pytest
+
+check: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -n 0 tests/test_documentation.py tests/test_architecture.py
+
+bench: .venv/.installed-bench
+	$(BIN)/python benchmarks/estimators.py
+
+clean:
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

@@ -1,0 +1,20 @@
+"""True spectral norms of neural-network layers: measure them, train with them held down, prove robustness."""
+
+from spectralnorm.bound import Bound
+from spectralnorm.estimators import Estimator, Exact, Flattened, Power, Tracked
+from spectralnorm.measure import spectral_norm
+from spectralnorm.operators.registry import as_operator, register_operator
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Bound",
+    "Estimator",
+    "Exact",
+    "Flattened",
+    "Power",
+    "Tracked",
+    "as_operator",
+    "register_operator",
+    "spectral_norm",
+]

@@ -1,0 +1,111 @@
+"""The exact norm: Fourier transform, then an SVD per frequency.
+
+Sedghi, Gupta & Long, "The Singular Values of Convolutional Layers" (ICLR 2019), with strides by polyphase
+components. O(points c^3): the reference, too slow for training.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from spectralnorm.bound import Bound
+from spectralnorm.estimators.base import Estimator, attach_gradient, dense_rounding
+from spectralnorm.operators.base import Operator, Size
+from spectralnorm.operators.fourier import Symbol
+
+__all__ = ["Exact"]
+
+_CHUNK = 2**22  # complex entries of symbol blocks held at once: 64 MiB in float64
+
+
+@dataclass(frozen=True)
+class Exact(Estimator):
+    """Every frequency's SVD where the norm has a closed form; the SVD of the layer's matrix where not.
+
+    Size-free, a uniform grid fine enough for rtol: the supremum is at most the grid's maximum over the
+    product of cos(pi d_a / N_a) (Bernstein-Szego; `MATHS.md`, section 3), and at least that maximum.
+
+    Attributes:
+        max_columns: a layer without closed form at a size may have this many inputs, no more.
+        dtype: torch.float64, or torch.float32 for speed; the interval states its rounding either way.
+    """
+
+    name: ClassVar[str] = "exact"
+    max_columns: int = 4096
+    dtype: torch.dtype = torch.float64
+
+    def estimate(self, operator: Operator, size: Size | None, rtol: float) -> Bound:
+        """Evaluate the grid, or the dense matrix."""
+        if size is None:
+            symbol = operator.symbol()
+            points = _uniform_points(symbol.layout.degrees, rtol)
+            cosines = (math.cos(math.pi * d / n) for d, n in zip(symbol.layout.degrees, points, strict=True))
+            return self._grid_bound(symbol, points, operator.size_free_factor() / math.prod(cosines))
+        closed = operator.grid(size)
+        if closed is not None:
+            return self._grid_bound(*closed, 1.0)
+        return self._dense_bound(operator, size)
+
+    def _grid_bound(self, symbol: Symbol, points: Size, factor: float) -> Bound:
+        with torch.no_grad():
+            working = symbol.to(self.dtype)
+            w = _half_grid(points).to(working.weight)
+            per_chunk = max(1, _CHUNK // (working.groups * working.rows * working.columns))
+            heights = [torch.linalg.svdvals(working.at(part))[..., 0] for part in torch.split(w, per_chunk)]
+            flat = torch.cat(heights)  # (points, groups)
+            index, group = divmod(int(flat.argmax()), working.groups)
+            block = working.at(w[index][None])[0, group]
+            u, s, vh = torch.linalg.svd(block, full_matrices=False)
+            # ||K^(w)||_F <= sum_t ||K_t||_F <= sqrt(taps) ||W||_F
+            frobenius = math.sqrt(working.weight.shape[3]) * float(torch.linalg.vector_norm(working.weight))
+        rounding = dense_rounding(working.rows, working.columns, frobenius, self.dtype)
+        sigma = float(s[0])
+        bilinear = symbol.bilinear(group, u[:, 0], vh[0].conj(), w[index])
+        lower, upper = max(0.0, sigma - rounding), (sigma + rounding) * factor
+        stats = {"points": w.shape[0], "frequency": tuple(w[index].tolist()), "group": group}
+        return Bound(attach_gradient(sigma, bilinear), lower, upper if frobenius else 0.0, self.name, stats)
+
+    def _dense_bound(self, operator: Operator, size: Size) -> Bound:
+        shape = operator.input_shape(size)
+        columns = math.prod(shape)
+        if columns > self.max_columns:
+            raise ValueError(
+                f"method='exact' has no closed form at input_shape={size}, and the layer's matrix has {columns} "
+                f"columns; expected at most {self.max_columns}. Use method='auto', or leave input_shape out."
+            )
+        with torch.no_grad():
+            basis = torch.eye(columns, dtype=self.dtype, device=operator.weight.device)
+            matrix = operator.apply(basis.reshape(-1, *shape)).flatten(1).T
+            u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
+        sigma = float(s[0])
+        frobenius = float(torch.linalg.vector_norm(matrix))
+        rounding = dense_rounding(matrix.shape[0], columns, frobenius, self.dtype)
+        weight = operator.weight
+        image = operator.apply(vh[0].reshape(1, *shape).to(weight)).flatten()
+        value = attach_gradient(sigma, (image * u[:, 0].to(weight)).sum())
+        upper = sigma + rounding if frobenius else 0.0
+        return Bound(value, max(0.0, sigma - rounding), upper, self.name, {"columns": columns})
+
+
+def _uniform_points(degrees: tuple[float, ...], rtol: float) -> Size:
+    """Grid points per axis for which the cosine factors stay within rtol / 2 together."""
+    axes = sum(d > 0 for d in degrees)
+    if not axes:
+        return (1,) * len(degrees)
+    angle = math.acos((1 + rtol / 2) ** (-1 / axes))
+    return tuple(math.ceil(math.pi * d / angle) if d else 1 for d in degrees)
+
+
+def _half_grid(points: Size) -> Tensor:
+    """Frequencies 2 pi j / points (m, axes), one of each pair w, -w: a real kernel's norm is even in w."""
+    halved = next((axis for axis, n in enumerate(points) if n > 1), None)
+    counts = [n // 2 + 1 if axis == halved else n for axis, n in enumerate(points)]
+    grids = [2 * math.pi * torch.arange(c, dtype=torch.float64) / n for c, n in zip(counts, points, strict=True)]
+    if not grids:
+        return torch.zeros(1, 0, dtype=torch.float64)
+    return torch.stack(torch.meshgrid(*grids, indexing="ij"), -1).reshape(-1, len(points))

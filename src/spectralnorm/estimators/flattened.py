@@ -1,0 +1,47 @@
+"""PyTorch's "spectral norm": the norm of the kernel flattened to a matrix, converged.
+
+Miyato, Kataoka, Koyama & Yoshida, "Spectral Normalization for Generative Adversarial Networks" (ICLR 2018), as
+in `torch.nn.utils.parametrizations.spectral_norm`. It is not the norm of the convolution (pytorch#99149).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+
+from spectralnorm.bound import Bound
+from spectralnorm.estimators.base import Estimator, attach_gradient, dense_rounding
+from spectralnorm.operators.base import Operator, Size
+
+__all__ = ["Flattened"]
+
+
+@dataclass(frozen=True)
+class Flattened(Estimator):
+    """At most the norm for one group: some output reads every tap, so its row of the layer's matrix does.
+
+    With several groups it lies on neither side; then, and at sizes where no output sees the whole kernel,
+    `lower` is 0. For a dense layer it *is* the norm.
+    """
+
+    name: ClassVar[str] = "flattened"
+
+    def estimate(self, operator: Operator, size: Size | None, rtol: float) -> Bound:
+        """One SVD of the flattened kernel, whatever the tolerance."""
+        del rtol
+        flat = operator.flattened()
+        with torch.no_grad():
+            u, s, vh = torch.linalg.svd(flat.double(), full_matrices=False)
+            frobenius = float(torch.linalg.vector_norm(flat.double()))
+        sigma = float(s[0])
+        rounding = dense_rounding(flat.shape[0], flat.shape[1], frobenius, torch.float64)
+        bilinear = (flat * torch.outer(u[:, 0], vh[0]).to(flat)).sum()
+        below = operator.symbol().groups == 1 and (size is None or operator.has_interior(size))
+        lower = max(0.0, sigma - rounding) if below else 0.0
+        upper = sigma + rounding if operator.axes == 0 else math.inf
+        if frobenius == 0:
+            upper = 0.0
+        return Bound(attach_gradient(sigma, bilinear), lower, upper, self.name, {})

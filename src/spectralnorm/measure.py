@@ -1,0 +1,103 @@
+"""`spectral_norm`: one entry point, which picks the method; no maths here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+from torch import Tensor, nn
+
+from spectralnorm.bound import Bound
+from spectralnorm.estimators import METHODS, Estimator, Exact, MatrixFree, Tracked
+from spectralnorm.operators.base import Operator, Size
+from spectralnorm.operators.registry import as_operator
+
+__all__ = ["spectral_norm"]
+
+_DENSE_COLUMNS = 256  # up to here the SVD of the layer's matrix beats iterating, and proves both ends
+_SVD_WORK = 2**29  # grid points x c^3 up to which every frequency is decomposed (about a second); then tracked
+
+
+def spectral_norm(
+    layer_or_weight: nn.Module | Tensor,
+    *,
+    input_shape: Sequence[int] | int | None = None,
+    method: str | Estimator = "auto",
+    rtol: float = 1e-3,
+    **conv_args: Any,
+) -> Bound:
+    """The largest singular value of the linear map a layer applies.
+
+    Args:
+        layer_or_weight: a Linear or Conv1d/2d/3d layer (or a registered type), a matrix (outputs, inputs), or a
+            kernel (c_out, c_in/groups, *k).
+        input_shape: the spatial size, such as `(32, 32)`, to measure the layer at that size; None for the
+            size-free norm, the supremum over all sizes.
+        method: "auto", "tracked", "exact", "power", "flattened", or an `Estimator` with its options. "auto" is
+            "tracked" without `input_shape`; with it, the closed form where one exists, else matrix-free.
+        rtol: relative tolerance.
+        **conv_args: for a raw kernel: `stride`, `padding`, `padding_mode`, `dilation`, `groups`.
+
+    Returns:
+        The `Bound`: a differentiable value, and the interval that encloses the norm asked for.
+
+    Raises:
+        TypeError: for an unknown layer, method type or dtype.
+        ValueError: for an unknown method name, a wrong size or tolerance, or an empty or non-finite weight.
+
+    Reference:
+        Pan & Mishra 2021 (arXiv 2103.13815) for "tracked", our reading of it; Sedghi et al. 2019 for "exact";
+        Farnia et al. 2019 for "power"; Miyato et al. 2018 for "flattened".
+
+    Example:
+        >>> import torch, spectralnorm as sn
+        >>> box = torch.full((1, 1, 3, 3), 1 / 9)  # a blur keeps a constant image as it is
+        >>> round(float(sn.spectral_norm(box, padding=1)), 4)
+        1.0
+        >>> round(float(sn.spectral_norm(box, method="flattened")), 4)  # what PyTorch divides by
+        0.3333
+    """
+    estimator = _choose_estimator(method)
+    if isinstance(rtol, bool) or not isinstance(rtol, (int, float)) or not 0 < rtol < 1:
+        raise ValueError(f"rtol={rtol!r} is not a relative tolerance; expected a number between 0 and 1.")
+    operator = as_operator(layer_or_weight, **conv_args)
+    size = _size(operator, input_shape)
+    return (estimator or _auto(operator, size)).estimate(operator, size, float(rtol))
+
+
+def _choose_estimator(method: str | Estimator) -> Estimator | None:
+    """The estimator a user named; None for "auto"."""
+    if isinstance(method, Estimator):
+        return method
+    if not isinstance(method, str):
+        raise TypeError(f"method={method!r} is neither a name nor an Estimator object.")
+    if method != "auto" and method not in METHODS:
+        raise ValueError(f"method={method!r} is unknown; expected one of {', '.join(['auto', *METHODS])}.")
+    return None if method == "auto" else METHODS[method]()
+
+
+def _size(operator: Operator, input_shape: Sequence[int] | int | None) -> Size | None:
+    if input_shape is None:
+        return () if operator.axes == 0 else None
+    try:
+        size = (input_shape,) if isinstance(input_shape, int) else tuple(map(int, input_shape))
+        whole = isinstance(input_shape, int) or list(size) == list(input_shape)
+    except (TypeError, ValueError):
+        whole = False
+    if not whole:
+        raise ValueError(
+            f"input_shape={input_shape!r} is not a spatial size; expected whole numbers, as (32, 32)."
+        )
+    return operator.check_size(size)
+
+
+def _auto(operator: Operator, size: Size | None) -> Estimator:
+    if size is None or operator.axes == 0:
+        return Tracked()
+    closed = operator.grid(size)
+    if closed is None:
+        return Exact() if math.prod(operator.input_shape(size)) <= _DENSE_COLUMNS else MatrixFree()
+    symbol, grid = closed
+    work = math.prod(grid) * symbol.groups * symbol.rows * symbol.columns * min(symbol.rows, symbol.columns)
+    return Exact() if work <= _SVD_WORK else Tracked()

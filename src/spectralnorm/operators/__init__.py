@@ -1,0 +1,1 @@
+"""The linear map of a layer, and its symbol."""

@@ -1,0 +1,106 @@
+"""What every linear layer offers the estimators: its map, the adjoint, and its symbol."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+
+import torch
+from torch import Tensor
+
+from spectralnorm.operators.fourier import Symbol
+
+__all__ = ["Operator", "Size", "check_weight", "compute_dtype"]
+
+Size = tuple[int, ...]
+
+
+class Operator(ABC):
+    """The linear map a layer applies, for inputs of any spatial size.
+
+    `weight` is float32 or float64 (half precisions are computed in float32) and keeps its autograd graph,
+    so that whatever is computed from it is differentiable.
+    A spatial size is a tuple with one entry per spatial axis; a dense layer has none, `()`.
+    """
+
+    weight: Tensor
+
+    @property
+    @abstractmethod
+    def axes(self) -> int:
+        """Number of spatial axes: 0 for a dense layer, 2 for a Conv2d."""
+
+    @abstractmethod
+    def check_size(self, size: Size) -> Size:
+        """Return the size if the layer accepts it, else raise a ValueError that names it."""
+
+    @abstractmethod
+    def input_shape(self, size: Size) -> Size:
+        """Shape of one input, channels first, without batch."""
+
+    @abstractmethod
+    def apply(self, x: Tensor) -> Tensor:
+        """Map inputs (batch, *input_shape) to outputs, in the dtype of `x`, without bias."""
+
+    @abstractmethod
+    def adjoint(self, y: Tensor, size: Size) -> Tensor:
+        """Map outputs (batch, *output_shape) back by the transposed map, for inputs of this size."""
+
+    @abstractmethod
+    def symbol(self) -> Symbol:
+        """The symbol whose supremum is the size-free norm, or its lower end where none is exact."""
+
+    def size_free_factor(self) -> float:
+        """The size-free norm is at most this times the supremum of the symbol; 1 when they are equal."""
+        return 1.0
+
+    def grid(self, size: Size) -> tuple[Symbol, Size] | None:
+        """The symbol and frequency grid whose maximum is the norm at this size; None without closed form."""
+        del size
+        return self.symbol(), ()
+
+    def has_interior(self, size: Size) -> bool:
+        """Whether some output at this size reads every tap of the kernel, none of them from padding."""
+        del size
+        return True
+
+    @abstractmethod
+    def flattened(self) -> Tensor:
+        """The kernel as PyTorch's `spectral_norm` flattens it: (outputs, the rest)."""
+
+
+def compute_dtype(weight: Tensor) -> torch.dtype:
+    """The dtype to compute in: half precisions are computed in float32."""
+    return torch.float64 if weight.dtype == torch.float64 else torch.float32
+
+
+def check_weight(weight: Tensor, owner: str) -> Tensor:
+    """Return the weight if it has a spectral norm, else say why not.
+
+    Args:
+        weight: the kernel or matrix, any shape.
+        owner: what the error calls it, such as "Conv2d.weight".
+
+    Returns:
+        The same tensor.
+
+    Raises:
+        TypeError: for a dtype that is not real floating point.
+        ValueError: for an empty kernel, or one with NaN or inf in it.
+    """
+    if not weight.is_floating_point():
+        raise TypeError(
+            f"{owner} has dtype {weight.dtype}; expected a real floating-point dtype. "
+            f"Convert it first, for example with {owner}.float()."
+        )
+    if weight.numel() == 0:
+        raise ValueError(
+            f"{owner} is empty, shape {tuple(weight.shape)}; expected at least one entry. "
+            "An empty layer has no spectral norm: leave it out."
+        )
+    if not torch.isfinite(weight.detach()).all():
+        bad = int((~torch.isfinite(weight.detach())).sum())
+        raise ValueError(
+            f"{owner} holds {bad} NaN or infinite entries of {weight.numel()}; expected finite values. "
+            "Look for a diverged training step or a damaged checkpoint."
+        )
+    return weight
