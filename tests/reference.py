@@ -66,13 +66,15 @@ def _supremum(block: np.ndarray, stride: list[int]) -> float:
     values = _norms(block, stride, points)
     best = points[np.argsort(values)[-12:]]
     top = values.max()
-    offsets = np.array(list(itertools.product((-1, -0.5, 0, 0.5, 1), repeat=len(kernel))))
-    width = np.array(steps)
-    for _ in range(22):  # each zoom halves the cell
-        around = best[:, None] + offsets[None] * width / 2
+    offsets = np.array(list(itertools.product((0, -0.5, 0.5, -1, 1), repeat=len(kernel))))  # the centre first
+    width = np.tile(steps, (len(best), 1))
+    for _ in range(45):
+        around = best[:, None] + offsets[None] * width[:, None] / 2
         heights = _norms(block, stride, around.reshape(-1, len(kernel))).reshape(len(best), -1)
-        best = around[np.arange(len(best)), heights.argmax(1)]
-        top, width = max(top, heights.max()), width / 2
+        winner = heights.argmax(1)
+        best = around[np.arange(len(best)), winner]
+        top = max(top, heights.max())
+        width[winner == 0] /= 4  # a cell shrinks once its centre wins, so that ridges are followed
     return float(top)
 
 

@@ -1,8 +1,10 @@
 """True spectral norms of neural-network layers: measure them, train with them held down, prove robustness."""
 
+from spectralnorm import parametrizations
 from spectralnorm.bound import Bound
 from spectralnorm.estimators import Estimator, Exact, Flattened, Power, Tracked
 from spectralnorm.measure import spectral_norm
+from spectralnorm.normalize import refresh, remove_spectral_norm, spectral_normalize
 from spectralnorm.operators.registry import as_operator, register_operator
 
 __version__ = "0.1.0"
@@ -15,6 +17,10 @@ __all__ = [
     "Power",
     "Tracked",
     "as_operator",
+    "parametrizations",
+    "refresh",
     "register_operator",
+    "remove_spectral_norm",
     "spectral_norm",
+    "spectral_normalize",
 ]

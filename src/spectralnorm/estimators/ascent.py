@@ -3,13 +3,13 @@
 A track is a point (x, w): a unit vector x of output channels and a frequency w; its height is
 ||K^(w)^H x||, never above the norm. One sweep (`MATHS.md`, section 2):
 
-1. read the images K_t^T of x, of the residual r and of the previous direction d;
-2. Rayleigh-Ritz in span{x, r, d}: the locally optimal step of LOBPCG (Knyazev, SIAM J. Sci. Comput. 2001);
+1. read the images K_t^T of x, of the previous direction d and of the residual r;
+2. Rayleigh-Ritz in span{x, d, r}: the locally optimal step of LOBPCG (Knyazev, SIAM J. Sci. Comput. 2001);
 3. move w: the height at fixed x is a trigonometric polynomial (`lags.py`), climbed without the kernel;
 4. read K^(w) v for the new residual.
 
-While the weights stand still the images are carried along, so a sweep reads two rows a track twice, and
-heights never fall.
+While the weights stand still the images are carried along, so that a sweep reads two rows a track twice;
+after a change of the weights it reads six rows, then two.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch import Tensor
 
 from spectralnorm.operators.fourier import Symbol
 
-__all__ = ["FrequencyStep", "Tracks", "normalised", "sweep"]
+__all__ = ["FrequencyStep", "Tracks", "lengths", "normalised", "power_sweep", "sweep"]
 
 FrequencyStep = Callable[[Tensor, Tensor], Tensor]  # images (g, m, c, taps) and w (g, m, axes) -> w
 _TINY = 1e-30
@@ -33,10 +33,11 @@ class Tracks:
     """m tracks in each of g groups.
 
     Attributes:
-        basis: (g, 3, m, rows) complex: x, the residual r and the previous direction d, each unit or zero.
+        basis: (g, m, 3, rows) complex and orthonormal: x, the direction d it came by, the residual r; d and r
+            may be zero.
         w: (g, m, axes) frequencies.
         height: (g, m) ||K^(w)^H x||.
-        images: (g, 2, m, c_in/g, taps) images of x and d; None when the kernel has changed since.
+        images: (g, m, 2, c_in/g, taps) images of x and d; None when the kernel has changed since.
     """
 
     basis: Tensor
@@ -47,14 +48,19 @@ class Tracks:
     def take(self, index: Tensor) -> Tracks:
         """The tracks at `index` (g, k) of each group."""
         group = torch.arange(index.shape[0], device=index.device)[:, None]
-        images = None if self.images is None else self.images[group, :, index].transpose(1, 2)
-        basis = self.basis[group, :, index].transpose(1, 2)
-        return Tracks(basis, self.w[group, index], self.height[group, index], images)
+        images = None if self.images is None else self.images[group, index]
+        return Tracks(self.basis[group, index], self.w[group, index], self.height[group, index], images)
+
+
+def lengths(x: Tensor) -> Tensor:
+    """Euclidean norms along the last axis; through real numbers, many times faster than of complex ones."""
+    length: Tensor = torch.linalg.vector_norm(torch.view_as_real(x), dim=(-2, -1))
+    return length
 
 
 def normalised(x: Tensor) -> Tensor:
     """Unit vectors along the last axis; zero stays zero."""
-    unit: Tensor = x / torch.linalg.vector_norm(x, dim=-1, keepdim=True).clamp_min(_TINY)
+    unit: Tensor = x / lengths(x)[..., None].clamp_min(_TINY)
     return unit
 
 
@@ -67,71 +73,81 @@ def sweep(symbol: Symbol, tracks: Tracks, move: FrequencyStep) -> Tracks:
         move: the frequency step.
 
     Returns:
-        The tracks after it. A zero kernel keeps its vectors.
+        The tracks after it. Where the kernel answers with zero, the vectors stay as they were.
     """
     basis, images = tracks.basis, _images(symbol, tracks)
-    groups, _, m, _ = basis.shape
-    phases = symbol.layout.phases(tracks.w)
-    every = phases[:, None].expand(-1, 3, -1, -1).flatten(1, 2)
-    mapped = symbol.unfold(images.flatten(1, 2), every).reshape(groups, 3, m, -1)
-    x_of, d_of = _ritz(_gram(basis), _gram(mapped))  # (g, 3, m) coefficients each
-    x, d = _combine(x_of, basis), _combine(d_of, basis)
-    image = _combine(x_of, images)
-    size = torch.linalg.vector_norm(x, dim=-1).clamp_min(_TINY)
-    size_d = torch.linalg.vector_norm(d, dim=-1).clamp_min(_TINY)
-    x, d, image = x / size[..., None], d / size_d[..., None], image / size[..., None, None]
+    mapped = symbol.unfold(images, symbol.layout.phases(tracks.w)[:, :, None]).flatten(-2)
+    chosen = _ritz(mapped.conj() @ mapped.mT)  # (g, m, 2, 3): x and d in terms of the basis
+    pair = chosen @ basis
+    size = lengths(pair)[..., None].clamp_min(_TINY)
+    pair = pair / size
+    carried = ((chosen / size) @ images.flatten(-2)).unflatten(-1, images.shape[-2:])
+    image = carried[:, :, 0]
     w = move(image, tracks.w)
     phases = symbol.layout.phases(w)
     v = symbol.unfold(image, phases)
-    height = torch.linalg.vector_norm(v, dim=(-2, -1))
-    r = _direction(symbol.read(symbol.fold(v, phases)), height.square()[..., None], x)
-    direction = _combine(d_of, images) / size_d[..., None, None]
-    return Tracks(torch.stack([x, r, d], 1), w, height, torch.stack([image, direction], 1))
+    height = lengths(v.flatten(-2))
+    residual = _residual(symbol.read(symbol.fold(v, phases)), pair, height)
+    return Tracks(torch.cat([pair, residual], 2), w, height, carried)
 
 
-def _direction(image: Tensor, height2: Tensor, x: Tensor) -> Tensor:
-    """Unit residual of K K^H x; zero where only rounding is left, which would lead nowhere."""
-    residual = image - height2 * x
-    size = torch.linalg.vector_norm(residual, dim=-1, keepdim=True)
-    noise = 8 * torch.finfo(x.dtype).eps * height2
-    return torch.where(size > noise, residual / size.clamp_min(_TINY), torch.zeros_like(residual))
+def power_sweep(
+    symbol: Symbol, x: Tensor, w: Tensor, move: FrequencyStep
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The cheapest sweep: v <- K^(w)^H x with a frequency step, then x <- K^(w) v. Two reads of two rows a track.
+
+    Args:
+        symbol: the symbol, detached.
+        x: (g, m, rows) unit vectors.
+        w: (g, m, axes) frequencies.
+        move: the frequency step.
+
+    Returns:
+        x, unit v (g, m, c_in/g, components), w and the height ||K^(w) v|| (g, m), all of the same moment. Where
+        the kernel answers with zero, x stays and the height is 0.
+    """
+    image = symbol.read_adjoint(x)
+    w = move(image, w)
+    phases = symbol.layout.phases(w)
+    v = symbol.unfold(image, phases)
+    v = v / lengths(v.flatten(-2))[..., None, None].clamp_min(_TINY)
+    ahead = symbol.read(symbol.fold(v, phases))
+    height = lengths(ahead)
+    unit = ahead / height[..., None].clamp_min(_TINY)
+    return torch.where(height[..., None] > 0, unit, x), v, w, height
 
 
 def _images(symbol: Symbol, tracks: Tracks) -> Tensor:
-    """Images of x, r, d: of r alone where the others are carried along."""
+    """Images of x, d, r (g, m, 3, c_in/g, taps): of r alone where the others are carried along."""
     if tracks.images is None:
-        m = tracks.basis.shape[2]
-        fresh: Tensor = symbol.read_adjoint(tracks.basis.flatten(1, 2)).unflatten(1, (3, m))
-        return fresh
-    fresh = symbol.read_adjoint(tracks.basis[:, 1])
-    return torch.stack([tracks.images[:, 0], fresh, tracks.images[:, 1]], 1)
+        every: Tensor = symbol.read_adjoint(tracks.basis.flatten(1, 2)).unflatten(1, tracks.basis.shape[1:3])
+        return every
+    fresh = symbol.read_adjoint(tracks.basis[:, :, 2])
+    return torch.cat([tracks.images, fresh[:, :, None]], 2)
 
 
-def _gram(vectors: Tensor) -> Tensor:
-    """(g, 3, m, n) -> inner products (g, m, 3, 3)."""
-    rows = vectors.transpose(1, 2)
-    return rows.conj() @ rows.mT
-
-
-def _combine(coefficients: Tensor, vectors: Tensor) -> Tensor:
-    """Sum over the three basis vectors: (g, 3, m) and (g, 3, m, ...) -> (g, m, ...)."""
-    shape = coefficients.shape + (1,) * (vectors.ndim - 3)
-    return (coefficients.reshape(shape) * vectors).sum(1)
-
-
-def _ritz(gram: Tensor, energy: Tensor) -> tuple[Tensor, Tensor]:
-    """Coefficients (g, 3, m) of the best unit combination x of the basis, and of its part outside the old x.
-
-    Solves the 3 x 3 generalised problem energy z = height^2 gram z; directions the basis lacks (zero or
-    parallel vectors) are left out.
+def _ritz(energy: Tensor) -> Tensor:
+    """The best combination of an orthonormal basis, from its energies (g, m, 3, 3).
 
     Returns:
-        The coefficients of x and of the new direction.
+        (g, m, 2, 3) coefficients of the new x, z, and of the direction it came by: the part of the old x that
+        is orthogonal to z, which is (|z_1|^2 + |z_2|^2, -z_1 conj(z_0), -z_2 conj(z_0)) up to scale. Written
+        so it stays orthogonal however small the step.
     """
-    spread, axes = torch.linalg.eigh(gram)
-    keep = spread > 1e-4 * spread[..., -1:]
-    whiten = axes * torch.where(keep, spread.clamp_min(_TINY).rsqrt(), 0.0)[..., None, :]
-    top = torch.linalg.eigh(whiten.mH @ energy @ whiten)[1][..., -1:]
-    z = (whiten @ top)[..., 0]  # (g, m, 3)
-    outside = torch.cat([torch.zeros_like(z[..., :1]), z[..., 1:]], -1)
-    return z.transpose(1, 2), outside.transpose(1, 2)
+    values, vectors = torch.linalg.eigh(energy)
+    stay = torch.zeros_like(vectors[..., 0])
+    stay[..., 0] = 1
+    z = torch.where(values[..., -1:] > 0, vectors[..., -1], stay)
+    step = z[..., 1:]
+    back = torch.cat([step.abs().square().sum(-1, keepdim=True).to(z), -step * z[..., :1].conj()], -1)
+    return torch.stack([z, normalised(back)], 2)
+
+
+def _residual(image: Tensor, pair: Tensor, height: Tensor) -> Tensor:
+    """Unit residual (g, m, 1, rows) of K K^H x, orthogonal to x and d; zero where only rounding is left."""
+    image = image[:, :, None]
+    residual = image - (image @ pair.mH) @ pair
+    size = lengths(residual)[..., None]
+    noise = 8 * torch.finfo(size.dtype).eps * height.square()[..., None, None]
+    residual = residual * torch.where(size > noise, 1 / size.clamp_min(_TINY), 0.0)
+    return normalised(residual - (residual @ pair.mH) @ pair)  # near convergence once is not orthogonal enough

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from spectralnorm.bound import Bound
-from spectralnorm.estimators.ascent import FrequencyStep, Tracks, normalised, sweep
+from spectralnorm.estimators.ascent import FrequencyStep, Tracks, lengths, normalised, sweep
 from spectralnorm.estimators.base import Estimator, attach_gradient
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.fourier import Symbol
@@ -61,7 +61,7 @@ def frequency_step(symbol: Symbol, grid: Size | None, *, everywhere: bool) -> Fr
     Returns:
         The step, from images and frequencies to frequencies that are never lower.
     """
-    lags = lags_of(symbol.layout)
+    lags = lags_of(symbol.layout, symbol.weight.dtype)
     coarse = tuple(max(8, 2 * extent) if extent > 1 else 1 for extent in lags.extents)
 
     def move(images: Tensor, w: Tensor) -> Tensor:
@@ -93,9 +93,13 @@ def cold_start(symbol: Symbol, w: Tensor, generator: torch.Generator) -> Tracks:
     dtype = torch.complex128 if weight.dtype == torch.float64 else torch.complex64
     v = torch.randn(shape, dtype=dtype, generator=generator).to(weight.device)
     w = w.to(weight).expand(symbol.groups, -1, -1).contiguous()
-    x = normalised(symbol.read(symbol.fold(v, symbol.layout.phases(w))))
+    x = symbol.read(symbol.fold(v, symbol.layout.phases(w)))
+    spare = torch.randn(x.shape, dtype=dtype, generator=generator).to(
+        x.device
+    )  # where the kernel answers with zero
+    x = normalised(torch.where(lengths(x)[..., None] > 0, x, spare))
     empty = torch.zeros_like(x)
-    return Tracks(torch.stack([x, empty, empty], 1), w, torch.zeros_like(x.real[..., 0]))
+    return Tracks(torch.stack([x, empty, empty], 2), w, torch.zeros_like(x.real[..., 0]))
 
 
 @dataclass(frozen=True)
@@ -131,7 +135,9 @@ class Tracked(Estimator):
         with torch.no_grad():
             precise = rtol < 1e-5 or operator.weight.dtype == torch.float64
             working = symbol.to(torch.float64 if precise else torch.float32)
-            tracks, stats = self.climb(working, grid, rtol)
+            largest = working.weight.abs().max().clamp_min(torch.finfo(working.weight.dtype).tiny)
+            unit = Symbol(working.weight / largest, working.layout)  # heights are squared: keep them in range
+            tracks, stats = self.climb(unit, grid, rtol)
         return _bound(symbol, tracks, grid, stats)
 
     def climb(self, symbol: Symbol, grid: Size | None, rtol: float) -> tuple[Tracks, dict[str, object]]:
@@ -196,8 +202,7 @@ def _bound(symbol: Symbol, tracks: Tracks, grid: Size | None, stats: dict[str, o
         exact = Symbol(symbol.weight[group : group + 1], symbol.layout).to(torch.float64)
         x = normalised(tracks.basis[group, 0, 0].to(torch.complex128))
         w = _nearest(tracks.w[group, 0].double(), grid)
-        phases = exact.layout.phases(w)[None, None]
-        v = exact.unfold(exact.read_adjoint(x[None, None]), phases)[0, 0].flatten()
+        v = exact.unfold(exact.read_adjoint(x[None, None])[0, 0], exact.layout.phases(w)).flatten()
         sigma = float(torch.linalg.vector_norm(v))
         taps = symbol.weight.shape[3]
         scale = math.sqrt(taps) * float(torch.linalg.vector_norm(exact.weight))

@@ -21,7 +21,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-__all__ = ["Symbol", "TapLayout", "conv_symbol", "dense_symbol", "tap_layout"]
+__all__ = ["Symbol", "SymbolStack", "TapLayout", "conv_symbol", "dense_symbol", "tap_layout"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,14 +50,33 @@ class TapLayout:
             return (0.0,) * self.axes
         return tuple(float(d) for d in self.positions.amax(0))
 
+    def on(self, device: torch.device) -> TapLayout:
+        """The layout on a device, moved once."""
+        return self if self.positions.device == device else _moved(self, device)
+
     def phases(self, w: Tensor) -> Tensor:
         """Phases exp(-i w . q_t) for frequencies w (..., axes): complex (..., taps)."""
-        angle = w @ self.positions.to(w).T
-        return torch.polar(torch.ones_like(angle), -angle)
+        angle = w @ _minus_positions(self, w.dtype)
+        return torch.complex(angle.cos(), angle.sin())
 
     def scatter(self, like: Tensor) -> Tensor:
         """One-hot (taps, components) matrix that sums taps into their component."""
-        return torch.nn.functional.one_hot(self.component, self.components).to(like)
+        return _one_hot(self, like.dtype)
+
+
+@lru_cache(maxsize=256)
+def _moved(layout: TapLayout, device: torch.device) -> TapLayout:
+    return TapLayout(layout.positions.to(device), layout.component.to(device), layout.components)
+
+
+@lru_cache(maxsize=256)
+def _minus_positions(layout: TapLayout, dtype: torch.dtype) -> Tensor:
+    return -layout.positions.to(dtype).T
+
+
+@lru_cache(maxsize=256)
+def _one_hot(layout: TapLayout, dtype: torch.dtype) -> Tensor:
+    return torch.nn.functional.one_hot(layout.component, layout.components).to(dtype)
 
 
 @lru_cache(maxsize=256)
@@ -111,12 +130,7 @@ class Symbol:
 
     def to(self, dtype: torch.dtype) -> Symbol:
         """The same symbol, detached, with weights of this dtype."""
-        layout = TapLayout(
-            self.layout.positions.to(self.weight.device),
-            self.layout.component.to(self.weight.device),
-            self.layout.components,
-        )
-        return Symbol(self.weight.detach().to(dtype), layout)
+        return Symbol(self.weight.detach().to(dtype), self.layout.on(self.weight.device))
 
     def at(self, w: Tensor) -> Tensor:
         """The blocks K^(w) for frequencies w (m, axes): complex (m, g, rows, columns)."""
@@ -128,28 +142,36 @@ class Symbol:
 
     def read_adjoint(self, u: Tensor) -> Tensor:
         """K_t^T u for every tap at once, one read of the kernel: (g, m, rows) -> (g, m, c_in/g, taps)."""
-        stacked = torch.cat([u.real, u.imag], dim=1)
-        images = torch.matmul(stacked, self.weight.flatten(2))
-        real, imag = images.unflatten(-1, self.weight.shape[2:]).chunk(2, dim=1)
-        return torch.complex(real, imag)
+        m = u.shape[1]
+        images = self._times_kernel(torch.cat([u.real, u.imag], 1))
+        images = images.view(*images.shape[:2], -1, self.weight.shape[3])
+        return torch.complex(images[:, :m], images[:, m:])
 
     def read(self, folded: Tensor) -> Tensor:
         """K^(w) v with the phases folded into v, one read: (g, m, c_in/g, taps) -> (g, m, rows)."""
-        stacked = torch.cat([folded.real, folded.imag], dim=1).flatten(2)
-        real, imag = torch.matmul(stacked, self.weight.flatten(2).mT).chunk(2, dim=1)
-        return torch.complex(real, imag)
+        m = folded.shape[1]
+        product = self._times_transpose(torch.cat([folded.real, folded.imag], 1).flatten(2))
+        return torch.complex(product[:, :m], product[:, m:])
+
+    def _times_kernel(self, x: Tensor) -> Tensor:
+        """Real (g, n, rows) @ kernel -> (g, n, c_in/g * taps)."""
+        return _product(x, self.weight.flatten(2))
+
+    def _times_transpose(self, x: Tensor) -> Tensor:
+        """Real (g, n, c_in/g * taps) @ transposed kernel -> (g, n, rows)."""
+        return _product(x, self.weight.flatten(2).mT)
 
     def unfold(self, images: Tensor, phases: Tensor) -> Tensor:
-        """K^(w)^H u from its images K_t^T u and the phases (g, m, taps): (g, m, c_in/g, components)."""
-        turned = images * phases.conj()[:, :, None, :]
+        """K^(w)^H u from its images (..., c_in/g, taps) and the phases (..., taps): (..., c_in/g, components)."""
+        turned = images * phases.conj()[..., None, :]
         if self.layout.components == 1:
             return turned.sum(-1, keepdim=True)
         return turned @ self.layout.scatter(turned)
 
     def fold(self, v: Tensor, phases: Tensor) -> Tensor:
-        """Spread v (g, m, c_in/g, components) over the taps, phases included: (g, m, c_in/g, taps)."""
+        """Spread v (..., c_in/g, components) over the taps, phases included: (..., c_in/g, taps)."""
         spread = v if self.layout.components == 1 else v.index_select(-1, self.layout.component)
-        return spread * phases[:, :, None, :]
+        return spread * phases[..., None, :]
 
     def bilinear(self, group: int, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
         """Re(u^H K^(w) v) of one group: 0-dim and linear in the weight, so its gradient is exact.
@@ -161,9 +183,66 @@ class Symbol:
             The 0-dim value.
         """
         v = v.unflatten(-1, (-1, self.layout.components))
-        folded = self.fold(v[None, None], self.layout.phases(w)[None, None].to(v))[0, 0]
+        folded = self.fold(v, self.layout.phases(w).to(v))
         outer = u.conj()[:, None, None] * folded
         return (self.weight[group] * outer.real.to(self.weight)).sum()
+
+
+def _product(x: Tensor, matrix: Tensor, out: Tensor | None = None) -> Tensor:
+    """Batched product; of one matrix as a plain one, which is faster."""
+    if len(matrix) > 1:
+        return torch.bmm(x, matrix, out=out)
+    return torch.mm(x[0], matrix[0], out=None if out is None else out[0])[None]
+
+
+class SymbolStack(Symbol):
+    """Symbols of one layout side by side, as groups of one; each kernel is read where it is.
+
+    Vectors of smaller symbols are padded with zeros to the largest.
+
+    Attributes:
+        parts: the symbols.
+        spans: of each, its groups in the stack.
+    """
+
+    def __init__(self, parts: Sequence[Symbol]) -> None:
+        super().__init__(parts[0].weight, parts[0].layout)
+        ends = list(itertools.accumulate(part.groups for part in parts))
+        spans = [slice(end - part.groups, end) for part, end in zip(parts, ends, strict=True)]
+        object.__setattr__(self, "parts", tuple(parts))
+        object.__setattr__(self, "spans", tuple(spans))
+
+    parts: tuple[Symbol, ...]
+    spans: tuple[slice, ...]
+
+    @property
+    def groups(self) -> int:
+        """Groups of all the parts."""
+        return sum(part.groups for part in self.parts)
+
+    @property
+    def rows(self) -> int:
+        """Output channels of the largest group."""
+        return max(part.rows for part in self.parts)
+
+    @property
+    def inputs(self) -> int:
+        """Input channels of the largest group, without polyphase components."""
+        return max(part.weight.shape[2] for part in self.parts)
+
+    def _times_kernel(self, x: Tensor) -> Tensor:
+        out = x.new_zeros(x.shape[0], x.shape[1], self.inputs * self.weight.shape[3])
+        for part, span in zip(self.parts, self.spans, strict=True):
+            flat = part.weight.flatten(2)
+            _product(x[span, :, : part.rows], flat, out[span, :, : flat.shape[2]])
+        return out
+
+    def _times_transpose(self, x: Tensor) -> Tensor:
+        out = x.new_zeros(x.shape[0], x.shape[1], self.rows)
+        for part, span in zip(self.parts, self.spans, strict=True):
+            flat = part.weight.flatten(2)
+            _product(x[span, :, : flat.shape[2]], flat.mT, out[span, :, : part.rows])
+        return out
 
 
 def conv_symbol(weight: Tensor, groups: int, stride: Sequence[int], dilation: Sequence[int]) -> Symbol:

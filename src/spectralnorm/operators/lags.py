@@ -7,6 +7,7 @@ numbers a track replace the kernel while w moves.
 
 from __future__ import annotations
 
+import itertools
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -18,50 +19,62 @@ from spectralnorm.operators.fourier import TapLayout
 
 __all__ = ["Lags", "lags_of"]
 
-_SHRINKS = (1.0, 0.5, 0.125)  # shares of the Newton step tried; 0 is always among the candidates
+_SHARES = (1.0, 0.5, 0.125, 0.0)  # of the Newton step: the best is taken
 
 
 @dataclass(frozen=True, eq=False)
 class Lags:
-    """Lags of one tap layout.
+    """Lags of one tap layout, on a device and in a dtype.
 
     Attributes:
         pairs: (taps * taps,) flat lag index of each pair of taps; pairs of different components share a
             last, discarded slot.
         extents: number of lags per axis, 2 q_max + 1.
-        vectors: (lags, axes) float64, the lag of each coefficient.
+        vectors: (lags, axes), the lag of each coefficient.
+        squares: (lags, axes * axes), their outer products.
+        shares: (4, 1, 1, 1), the shares of a Newton step that are tried.
     """
 
     pairs: Tensor
     extents: tuple[int, ...]
     vectors: Tensor
+    squares: Tensor
+    shares: Tensor
 
     def coefficients(self, images: Tensor) -> Tensor:
         """Images (g, m, c, taps) -> coefficients (g, m, lags), complex."""
         gram = images.mT @ images.conj()  # (g, m, taps, taps)
         slots = gram.new_zeros(*gram.shape[:2], self.vectors.shape[0] + 1)
-        sums: Tensor = slots.index_add(-1, self.pairs, gram.flatten(-2))
+        sums: Tensor = slots.index_add_(-1, self.pairs, gram.flatten(-2))
         return sums[..., :-1]
+
+    def _terms(self, a: Tensor, w: Tensor) -> Tensor:
+        """Terms of a (g, m, lags) at w (..., g, m, axes): a_l exp(i w . l), (..., g, m, lags)."""
+        angle = w @ self.vectors.T
+        return a * torch.complex(angle.cos(), angle.sin())
 
     def height(self, a: Tensor, w: Tensor) -> Tensor:
         """Squared height: a (g, m, lags) at w (..., g, m, axes) -> (..., g, m)."""
-        return (a * self._waves(a, w)).real.sum(-1)
-
-    def _waves(self, a: Tensor, w: Tensor) -> Tensor:
-        angle = w @ self.vectors.to(w).T
-        return torch.polar(torch.ones_like(angle), angle).to(a.dtype)
+        return self._terms(a, w).real.sum(-1)
 
     def climb(self, a: Tensor, w: Tensor) -> Tensor:
-        """One safeguarded Newton step up the polynomial: w (g, m, axes) -> w, never lower."""
-        lags = self.vectors.to(w)
-        terms = a * self._waves(a, w)
-        slope = -(terms.imag @ lags)
-        curvature = -torch.einsum("gml,la,lb->gmab", terms.real, lags, lags)
-        step = _newton(slope, curvature)
-        shares = torch.tensor((*_SHRINKS, 0.0), dtype=w.dtype, device=w.device)
-        candidates = w + shares[:, None, None, None] * step
-        best = self.height(a, candidates).argmax(0)  # (g, m)
-        moved: Tensor = w + shares[best][..., None] * step
+        """One safeguarded Newton step up the polynomial: w (g, m, axes) -> w, never lower.
+
+        Negative curvature is turned into steps up by its absolute value (Dauphin et al., NeurIPS 2014).
+
+        Returns:
+            The frequencies after the step.
+        """
+        terms = self._terms(a, w)
+        slope = -(terms.imag @ self.vectors)
+        curvature = (terms.real @ self.squares).unflatten(-1, (w.shape[-1], w.shape[-1]))
+        bends, axes = torch.linalg.eigh(curvature)
+        along = (slope[..., None, :] @ axes)[..., 0, :] / (
+            bends.abs() + 1e-6 * bends.abs().amax(-1, keepdim=True) + 1e-30
+        )
+        step = (axes @ along[..., None])[..., 0].clamp(-1.0, 1.0)
+        best = self.height(a, w + self.shares * step).argmax(0)  # (g, m)
+        moved: Tensor = w + self.shares[best, 0, 0] * step
         return moved
 
     def search(self, a: Tensor, w: Tensor, points: tuple[int, ...]) -> Tensor:
@@ -70,27 +83,21 @@ class Lags:
         for count, extent in zip(points, self.extents, strict=True):
             lag = torch.arange(extent, device=w.device, dtype=w.dtype) - extent // 2
             angle = 2 * math.pi / count * torch.arange(count, device=w.device, dtype=w.dtype)[:, None] * lag
-            waves = torch.polar(torch.ones_like(angle), angle).to(a.dtype)
+            waves = torch.complex(angle.cos(), angle.sin())
             values = torch.tensordot(values, waves, dims=([2], [1]))  # the axis moves last: each comes up in turn
-        heights, index = values.real.flatten(2).max(-1)
-        found = torch.stack(torch.unravel_index(index, points), -1)
-        found = found * (2 * math.pi / torch.tensor(points, device=w.device, dtype=w.dtype))
-        return torch.where((heights > self.height(a, w))[..., None], found, w)
-
-
-def _newton(slope: Tensor, curvature: Tensor) -> Tensor:
-    """Newton's step up, the curvature made negative definite by a Gershgorin shift where it is not."""
-    diagonal = curvature.diagonal(dim1=-2, dim2=-1)
-    radius = curvature.abs().sum(-1) - diagonal.abs()
-    shift = (diagonal + radius).amax(-1).clamp_min(0) + 1e-6 * curvature.abs().amax((-2, -1)) + 1e-30
-    eye = torch.eye(slope.shape[-1], dtype=slope.dtype, device=slope.device)
-    step = torch.linalg.solve(shift[..., None, None] * eye - curvature, slope[..., None])[..., 0]
-    return step.clamp(-1.0, 1.0)
+        heights, flat = values.real.flatten(2).max(-1)
+        index: list[Tensor] = []
+        for count in reversed(points):
+            index.insert(0, flat % count)
+            flat = flat // count
+        steps = 2 * math.pi / torch.tensor(points, device=w.device, dtype=w.dtype)
+        better = heights > self.height(a, w)
+        return torch.where(better[..., None], torch.stack(index, -1) * steps, w)
 
 
 @lru_cache(maxsize=256)
-def lags_of(layout: TapLayout) -> Lags:
-    """The lags of a layout, on its device."""
+def lags_of(layout: TapLayout, dtype: torch.dtype) -> Lags:
+    """The lags of a layout, on its device, in a real dtype."""
     q = layout.positions
     difference = q[:, None] - q[None]  # (taps, taps, axes), integers within a component
     same = layout.component[:, None] == layout.component[None]
@@ -100,6 +107,9 @@ def lags_of(layout: TapLayout) -> Lags:
     for axis, (r, extent) in enumerate(zip(reach, extents, strict=True)):
         index = index * extent + (difference[..., axis].round().long() + r)
     index = torch.where(same, index, math.prod(extents))
-    grids = torch.meshgrid(*(torch.arange(-r, r + 1, dtype=q.dtype) for r in reach), indexing="ij")
-    vectors = torch.stack(grids, -1).reshape(-1, len(reach)) if reach else q.new_zeros(1, 0)
-    return Lags(index.flatten(), extents, vectors.to(q.device))
+    ranges = [range(-r, r + 1) for r in reach]
+    vectors = torch.tensor(list(itertools.product(*ranges)), dtype=dtype, device=q.device)
+    vectors = vectors.reshape(math.prod(extents), len(reach))
+    squares = (vectors[:, :, None] * vectors[:, None]).flatten(1)
+    shares = torch.tensor(_SHARES, dtype=dtype, device=q.device)[:, None, None, None]
+    return Lags(index.flatten(), extents, vectors, squares, shares)

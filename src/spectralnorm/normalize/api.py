@@ -1,0 +1,222 @@
+"""The verbs: normalise a model or layer, bake the result in, reconverge."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterator
+from typing import TypeVar, cast
+
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from spectralnorm.normalize.classes import own_class
+from spectralnorm.normalize.engine import Engine
+from spectralnorm.normalize.parametrization import SpectralNormalization
+from spectralnorm.operators.registry import as_operator, has_operator
+
+__all__ = ["attach", "check_plain", "normalisations", "refresh", "remove_spectral_norm", "spectral_normalize"]
+
+MODES = ("hard", "soft")
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+
+
+def spectral_normalize(
+    model_or_layer: AnyModule, *, target: float = 1.0, mode: str = "hard", method: str = "tracked"
+) -> AnyModule:
+    """Hold the true spectral norm of every Linear and convolution of a model at the target.
+
+    The trained tensor becomes `layer.parametrizations.weight.original`; `layer.weight` is its scaled value.
+    In training the estimate moves once per change of the weights; in eval it stands still.
+
+    Args:
+        model_or_layer: a layer, or a model whose Linear, Conv1d, Conv2d and Conv3d layers (and registered
+            types) are normalised in place. Other modules with weights are named in one warning.
+        target: the norm each layer gets, above 0.
+        mode: "hard", W target / sigma always; "soft", W min(1, target / sigma).
+        method: "tracked", the only one cheap enough for training.
+
+    Returns:
+        The same object, parametrised. A zero weight stays as it is.
+
+    Raises:
+        TypeError: for something that is not a module, or a layer without operator.
+        ValueError: for a wrong target, mode or method, a model without layers to normalise, or one that is
+            normalised already.
+
+    Reference:
+        Pan & Mishra 2021 (arXiv 2103.13815), our reading of it; Gouk et al. 2021 for the soft mode.
+
+    Example:
+        >>> import torch, spectralnorm as sn
+        >>> net = torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, padding=1), torch.nn.ReLU())
+        >>> net = sn.spectral_normalize(net, target=1.0)
+        >>> round(float(sn.spectral_norm(net[0])), 2)
+        1.0
+    """
+    _check_options(target, mode, method)
+    if not isinstance(model_or_layer, nn.Module):
+        raise TypeError(f"spectral_normalize expected a torch.nn.Module, got {type(model_or_layer).__name__}.")
+    taken = [name or "the layer itself" for name, _ in _normalised(model_or_layer)]
+    if taken:
+        raise ValueError(
+            f"{', '.join(taken)} already carries a spectral normalisation; expected a model without. "
+            "Call remove_spectral_norm first, or leave the second call out."
+        )
+    if has_operator(model_or_layer):
+        layers = {"": model_or_layer}
+    else:
+        layers = {name: layer for name, layer in model_or_layer.named_modules() if has_operator(layer)}
+    if not layers and not list(model_or_layer.children()):
+        as_operator(model_or_layer)  # raises, and says how to register the type
+    if not layers:
+        raise ValueError(
+            f"{type(model_or_layer).__name__} has no Linear or convolution layer to normalise; expected one at "
+            "least. Register its layer types with @spectralnorm.register_operator."
+        )
+    for name, layer in layers.items():
+        check_plain(layer, name)
+    engine = Engine()
+    prepared = [SpectralNormalization(as_operator(layer), target, mode, engine) for layer in layers.values()]
+    for layer, normalisation in zip(layers.values(), prepared, strict=True):  # all measured before one is changed
+        attach(layer, normalisation)
+    _warn_of_others(model_or_layer)
+    return model_or_layer
+
+
+def attach(layer: nn.Module, normalisation: SpectralNormalization) -> None:
+    """Register a normalisation on a layer's weight, and make the layer copy and pickle properly."""
+    parametrize.register_parametrization(layer, "weight", normalisation)
+    own_class(layer)
+    normalisation.attached()
+
+
+def remove_spectral_norm(model: AnyModule) -> AnyModule:
+    """Bake the normalised weights in and drop the parametrizations: a plain model with the same outputs.
+
+    Args:
+        model: a model or layer that `spectral_normalize` or the drop-in has normalised.
+
+    Returns:
+        The same object, in place.
+
+    Raises:
+        ValueError: when nothing in it is normalised, or a weight carries another parametrization too.
+
+    Example:
+        >>> import torch, spectralnorm as sn
+        >>> layer = sn.remove_spectral_norm(sn.spectral_normalize(torch.nn.Linear(4, 3)))
+        >>> sorted(layer.state_dict())
+        ['bias', 'weight']
+    """
+    layers = list(_normalised(model))
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} carries no spectral normalisation; expected one from spectral_normalize. "
+            "There is nothing to remove."
+        )
+    for name, layer in layers:
+        if len(_weight_list(layer)) > 1:
+            raise ValueError(
+                f"{name or type(layer).__name__}.weight carries further parametrizations; expected the spectral "
+                "normalisation alone. Remove the others first."
+            )
+    for _, layer in layers:
+        parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+    return model
+
+
+def refresh(model: AnyModule) -> AnyModule:
+    """Converge the state of every normalised layer anew, after writes PyTorch cannot see (`.data`).
+
+    Args:
+        model: a normalised model or layer.
+
+    Returns:
+        The same object, in place.
+
+    Raises:
+        ValueError: when nothing in it is normalised.
+
+    Example:
+        >>> import torch, spectralnorm as sn
+        >>> layer = sn.spectral_normalize(torch.nn.Linear(4, 3))
+        >>> layer.parametrizations.weight.original.data *= 7
+        >>> round(float(sn.spectral_norm(sn.refresh(layer))), 2)
+        1.0
+    """
+    found = normalisations(model)
+    if not found:
+        raise ValueError(
+            f"{type(model).__name__} carries no spectral normalisation; expected one from spectral_normalize."
+        )
+    for weight, normalisation in found:
+        normalisation.converge(weight)
+        normalisation.mark(weight)
+    return model
+
+
+def normalisations(model: nn.Module) -> list[tuple[Tensor, SpectralNormalization]]:
+    """Every original weight of a model with its normalisation."""
+    found = []
+    for _, layer in _normalised(model):
+        weights = _weight_list(layer)
+        found += [(weights.original, n) for n in weights if isinstance(n, SpectralNormalization)]
+    return found
+
+
+def _weight_list(layer: nn.Module) -> parametrize.ParametrizationList:
+    return cast("parametrize.ParametrizationList", cast("nn.ModuleDict", layer.parametrizations)["weight"])
+
+
+def _normalised(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Name and module of every layer whose weight carries our parametrization."""
+    for name, layer in model.named_modules():
+        if parametrize.is_parametrized(layer, "weight") and any(
+            isinstance(p, SpectralNormalization) for p in _weight_list(layer)
+        ):
+            yield name, layer
+
+
+def check_plain(layer: nn.Module, name: str) -> None:
+    """Raise a ValueError unless the layer's weight is a plain parameter that its operator shares."""
+    if parametrize.is_parametrized(layer, "weight"):
+        others = ", ".join(type(p).__name__ for p in _weight_list(layer))
+        raise ValueError(
+            f"{name or type(layer).__name__}.weight is already parametrised by {others}; expected a plain weight. "
+            "Bake that in first with torch.nn.utils.parametrize.remove_parametrizations."
+        )
+    if (
+        not isinstance(getattr(layer, "weight", None), Tensor)
+        or as_operator(layer).weight.shape != layer.weight.shape
+    ):
+        raise ValueError(
+            f"{name or type(layer).__name__} has no parameter 'weight' that is its operator's weight; only such "
+            "layers can be normalised in place."
+        )
+
+
+def _check_options(target: float, mode: str, method: str) -> None:
+    number = isinstance(target, (int, float)) and not isinstance(target, bool)
+    if not (number and math.isfinite(target) and target > 0):
+        raise ValueError(f"target={target!r} cannot be reached; expected a finite number above 0, such as 1.0.")
+    if mode not in MODES:
+        raise ValueError(f"mode={mode!r} is unknown; expected one of {', '.join(MODES)}.")
+    if method != "tracked":
+        raise ValueError(f"method={method!r} cannot be used in training; expected 'tracked'.")
+
+
+def _warn_of_others(model: nn.Module) -> None:
+    """Name once the modules whose weights stay as they are."""
+    inside = {m for _, layer in _normalised(model) for m in layer.modules()}
+    others = [
+        f"{name} ({type(module).__name__})"
+        for name, module in model.named_modules()
+        if module not in inside and any(True for _ in module.parameters(recurse=False))
+    ]
+    if others:
+        warnings.warn(
+            f"spectral_normalize left the weights of {', '.join(others)} as they are: it normalises "
+            "Linear, Conv1d, Conv2d, Conv3d and registered layers.",
+            stacklevel=3,
+        )

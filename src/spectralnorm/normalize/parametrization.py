@@ -1,0 +1,248 @@
+"""The parametrization that a normalised layer carries: its state, and the scaled weight.
+
+The state is a handful of tracks (`estimators/ascent.py`) and the leading singular triple (u, v, w). It moves
+once each time the weight has changed, in training only; reading the weight again changes nothing.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from spectralnorm.estimators.ascent import Tracks, lengths, normalised, power_sweep
+from spectralnorm.estimators.tracked import Tracked
+from spectralnorm.normalize.engine import Engine, store
+from spectralnorm.normalize.scaling import Direction, scale_weight
+from spectralnorm.operators.base import Operator, compute_dtype
+from spectralnorm.operators.fourier import Symbol, SymbolStack
+
+__all__ = ["SpectralNormalization"]
+
+_TRACKS = 4
+_ROTATION = 4  # steps per sweep of another track beside the leader
+_BUFFERS = ("u", "v", "w", "heights")
+_Mark = tuple[int, int]  # version and address of a weight
+
+
+class _Seen:
+    """What a parametrization knows of the weight it last met; a plain object, since nn.Module's setattr is slow.
+
+    Attributes:
+        weight: the weight, held weakly.
+        mark: of the weight the state belongs to.
+        lead: sigma and its derivative, for the weight of `lead_mark`.
+        lead_mark: see `lead`.
+        joined: whether the engine knows the parametrization.
+    """
+
+    __slots__ = ("joined", "lead", "lead_mark", "mark", "weight")
+
+    def __init__(self) -> None:
+        self.weight: weakref.ref[Tensor] | None = None
+        self.mark: _Mark | None = None
+        self.lead: tuple[Tensor, Direction] | None = None
+        self.lead_mark: _Mark | None = None
+        self.joined = False
+
+
+class SpectralNormalization(nn.Module):
+    """Scales a weight so that its layer's size-free spectral norm is the target.
+
+    Buffers (complex numbers as a last axis of 2; slot 0 of the m tracks leads its group): `u` (g, m, rows, 2),
+    left vectors; `v` (g, c_in/g, components, 2), the leaders' right vectors; `w` (g, m, axes), frequencies;
+    `heights` (g, m). The norm is the highest leader's height.
+
+    Attributes:
+        target: the norm the scaled weight has.
+        mode: "hard" scales always, "soft" only norms above the target.
+        sweeps: sweeps per change of the weight.
+        engine: moves the states of all layers of a model together.
+        turn: how often the state has moved.
+    """
+
+    u: Tensor
+    v: Tensor
+    w: Tensor
+    heights: Tensor
+
+    def __init__(self, operator: Operator, target: float, mode: str, engine: Engine, sweeps: int = 1) -> None:
+        super().__init__()
+        symbol = operator.symbol()
+        self.target, self.mode, self.sweeps, self.engine, self.turn = target, mode, sweeps, engine, 0
+        self._blocks = tuple(symbol.weight.shape)
+        self._layout = symbol.layout
+        self._key = (tuple(map(tuple, self._layout.positions.tolist())), sweeps)
+        self._seen = _Seen()
+        self._pending: str | None = None  # "keep" or "converge" at the next use: after loading, after a write
+        self._attached = False
+        self._allocate(operator.weight)
+        self.converge(operator.weight)
+        self._pending = "keep"
+
+    def _allocate(self, weight: Tensor) -> None:
+        groups, rows, columns, _ = self._blocks
+        axes, components = self._layout.axes, self._layout.components
+        shapes = ((_TRACKS, rows, 2), (columns, components, 2), (_TRACKS, axes), (_TRACKS,))
+        for name, shape in zip(_BUFFERS, shapes, strict=True):
+            zeros = torch.zeros((groups, *shape), dtype=compute_dtype(weight), device=weight.device)
+            self.register_buffer(name, zeros)
+
+    def symbol(self, weight: Tensor) -> Symbol:
+        """The symbol of a weight of this layer, detached, on the weight's device."""
+        flat = weight.detach().to(self.heights.dtype).reshape(self._blocks)
+        return Symbol(flat, self._layout.on(weight.device))
+
+    def stack_key(self, weight: Tensor) -> tuple[Any, ...]:
+        """Layers with equal keys can be swept together."""
+        return (self._key, self.heights.dtype, weight.device, self.slots())
+
+    def slots(self) -> tuple[int, ...]:
+        """The tracks the next step sweeps: the leaders, and in every fourth step one other in rotation."""
+        if self.turn % _ROTATION:
+            return (0,)
+        return (0, 1 + self.turn // _ROTATION % (_TRACKS - 1))
+
+    @property
+    def sigma(self) -> Tensor:
+        """The norm of the unscaled weight, as of the last move of the state."""
+        return self.heights[:, 0].amax()
+
+    # -- the weight ---------------------------------------------------------------------------------
+
+    def forward(self, weight: Tensor) -> Tensor:
+        """The scaled weight; in training, the state first moves if the weight has changed."""
+        seen = self._seen
+        seen.weight = weakref.ref(weight)
+        if not seen.joined:
+            self.engine.join(self)
+            seen.joined = True
+        if self._pending is not None:
+            self._settle(weight)
+        mark = _mark_of(weight)
+        if self.training and seen.mark != mark:
+            self.engine.update()
+        if seen.lead is None or seen.lead_mark != mark:
+            self._lead_on(weight, mark)
+        assert seen.lead is not None  # noqa: S101 - either the engine or `_lead_on` has set it
+        sigma, direction = seen.lead
+        return scale_weight(weight, sigma, direction, self.target, soft=self.mode == "soft")
+
+    def right_inverse(self, value: Tensor) -> Tensor:
+        """An assigned weight is taken as it is, and normalised from a fresh state."""
+        if self._attached:  # torch also calls this while registering, with the weight just measured
+            self._pending = "converge"
+        return value
+
+    def attached(self) -> None:
+        """Note that a layer carries this parametrization now."""
+        self._attached = True
+
+    def changed_weight(self) -> Tensor | None:
+        """The weight, when in training and changed since the state last moved."""
+        seen = self._seen
+        weight = seen.weight() if seen.weight is not None else None
+        if weight is None or not self.training or self._pending or seen.mark == _mark_of(weight):
+            return None
+        return weight
+
+    def mark(self, weight: Tensor) -> None:
+        """Note that the state, and the lead, belong to this weight as it is now."""
+        self._seen.mark = self._seen.lead_mark = _mark_of(weight)
+
+    def lead(self, heights: Tensor, left: Tensor, right: Tensor) -> None:
+        """Take sigma and its derivative from the leaders: heights (g,), left (g, 2, rows), right (g, 2, ...)."""
+        if len(heights) > 1:
+            best = nn.functional.one_hot(heights.argmax(), len(heights)).to(left)
+            left = left * best[:, None, None]
+        self._seen.lead = (heights.amax(), Direction(left, right))
+
+    def _settle(self, weight: Tensor) -> None:
+        if self._pending == "converge":
+            self.converge(weight)
+        else:
+            self._seen.lead = None
+        self._pending = None
+        self.mark(weight)
+
+    @torch.no_grad()
+    def _lead_on(self, weight: Tensor, mark: _Mark) -> None:
+        """Work out the lead from the state as it is, or from its heights on a weight changed since, in eval."""
+        symbol, heights, left = self.symbol(weight), self.heights[:, 0].clone(), self.u[:, 0].clone()
+        folded = symbol.fold(torch.view_as_complex(self.v), symbol.layout.phases(self.w[:, 0]))
+        if self._seen.mark != mark:
+            ahead = symbol.read(folded[:, None])[:, 0]
+            heights, left = lengths(ahead), torch.view_as_real(normalised(ahead))
+        self.lead(heights, left.mT, torch.view_as_real(folded.flatten(1)).mT)
+        self._seen.lead_mark = mark
+
+    # -- the state ----------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def converge(self, weight: Tensor) -> None:
+        """Find the state of a weight from cold."""
+        symbol = self.symbol(weight)
+        tracks, _ = Tracked(tracks=2 * _TRACKS).climb(symbol, None, 1e-3)
+        tracks = tracks.take(_distinct(tracks, _TRACKS))
+        x, v, w, height = power_sweep(symbol, tracks.basis[:, :, 0], tracks.w, lambda _, w: w)
+        store(SymbolStack([symbol]), [self], range(_TRACKS), x, v, w, height)
+        self.turn = 0
+
+    # -- copies, checkpoints, devices ---------------------------------------------------------------
+
+    def get_extra_state(self) -> dict[str, int]:
+        """What a checkpoint holds beside the buffers."""
+        return {"turn": self.turn}
+
+    def set_extra_state(self, state: dict[str, int]) -> None:
+        """Take up where a checkpoint left off."""
+        self.turn = state["turn"]
+
+    def __getstate__(self) -> dict[str, Any]:
+        seen = self._seen
+        weight = seen.weight() if seen.weight is not None else None
+        current = weight is not None and seen.mark == _mark_of(weight)
+        pending = self._pending or ("keep" if current else None)
+        return {**self.__dict__, "_seen": _Seen(), "_pending": pending}
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        """Weights that come with their state keep it bit for bit; weights without it reconverge."""
+        with_state = all(prefix + name in state_dict for name in (*_BUFFERS, "_extra_state"))
+        with_weight = prefix.rsplit(".", 2)[0] + ".original" in state_dict
+        missing = cast("list[str]", args[2])
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        missing[:] = [key for key in missing if not key.startswith(prefix)]
+        if with_state or with_weight:
+            self._pending = "keep" if with_state else "converge"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> SpectralNormalization:
+        """Move devices and dtypes like any module, but never below float32: sigma would lose its digits."""
+        precise = {name: b for name, b in self._buffers.items() if b is not None and b.is_floating_point()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, before in precise.items():
+            after = cast("Tensor", self._buffers[name])
+            if after.dtype in (torch.float16, torch.bfloat16):
+                self._buffers[name] = before.to(after.device)
+        return self
+
+    def extra_repr(self) -> str:
+        """Target, mode and the last norm."""
+        return f"target={self.target:g}, mode={self.mode!r}, sigma={float(self.sigma):.4g}"
+
+
+def _mark_of(weight: Tensor) -> _Mark:
+    """What changes when PyTorch writes to a tensor or another takes its place; `.data` writes go unseen."""
+    return (0 if weight.is_inference() else weight._version, weight.data_ptr())
+
+
+def _distinct(tracks: Tracks, count: int) -> Tensor:
+    """Indices (g, count) of the highest tracks, those that repeat a higher one last."""
+    x = tracks.basis[:, :, 0]
+    overlap = (x.conj() @ x.mT).abs() > 0.9
+    apart = (tracks.w[:, :, None] - tracks.w[:, None]).abs()
+    near = (torch.minimum(apart % (2 * torch.pi), -apart % (2 * torch.pi)) < 0.1).all(-1)
+    repeats = torch.tril(overlap & near, diagonal=-1).any(-1)  # tracks come highest first
+    rank = tracks.height - repeats * (tracks.height.amax() + 1)
+    return rank.topk(count, dim=1).indices
