@@ -93,7 +93,7 @@ def sweep(symbol: Symbol, tracks: Tracks, move: FrequencyStep) -> Tracks:
 
 def power_sweep(
     symbol: Symbol, x: Tensor, w: Tensor, move: FrequencyStep
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The cheapest sweep: v <- K^(w)^H x with a frequency step, then x <- K^(w) v. Two reads of two rows a track.
 
     Args:
@@ -103,18 +103,19 @@ def power_sweep(
         move: the frequency step.
 
     Returns:
-        x, unit v (g, m, c_in/g, components), w and the height ||K^(w) v|| (g, m), all of the same moment. Where
-        the kernel answers with zero, x stays and the height is 0.
+        x, unit v (g, m, c_in/g, components), w, the height ||K^(w) v|| (g, m), and v with the phases folded in
+        (g, m, c_in/g, taps). Where the kernel answers with zero, x stays and the height is 0.
     """
     image = symbol.read_adjoint(x)
     w = move(image, w)
     phases = symbol.layout.phases(w)
     v = symbol.unfold(image, phases)
     v = v / lengths(v.flatten(-2))[..., None, None].clamp_min(_TINY)
-    ahead = symbol.read(symbol.fold(v, phases))
+    folded = symbol.fold(v, phases)
+    ahead = symbol.read(folded)
     height = lengths(ahead)
     unit = ahead / height[..., None].clamp_min(_TINY)
-    return torch.where(height[..., None] > 0, unit, x), v, w, height
+    return torch.where(height[..., None] > 0, unit, x), v, w, height, folded
 
 
 def _images(symbol: Symbol, tracks: Tracks) -> Tensor:

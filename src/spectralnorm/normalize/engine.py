@@ -74,10 +74,10 @@ def advance(members: Sequence[SpectralNormalization], weights: Sequence[Tensor])
     x, w = _gather(symbol, members, slots)
     move = frequency_step(symbol, None, everywhere=False)
     for _ in range(members[0].sweeps):
-        x, v, w, height = power_sweep(symbol, x, w, move)
+        x, v, w, height, folded = power_sweep(symbol, x, w, move)
     if len(slots) > 1:
-        x, v, w, height = _leader_first(height, x, v, w, height)
-    store(symbol, members, slots, x, v, w, height)
+        x, v, w, height, folded = _leader_first(height, x, v, w, height, folded)
+    store(symbol, members, slots, (x, v, w, height, folded))
     for member, weight in zip(members, weights, strict=True):
         member.turn += 1
         member.mark(weight)
@@ -102,10 +102,7 @@ def store(
     symbol: SymbolStack,
     members: Sequence[SpectralNormalization],
     slots: Sequence[int],
-    x: Tensor,
-    v: Tensor,
-    w: Tensor,
-    height: Tensor,
+    tracks: tuple[Tensor, ...],
 ) -> None:
     """Write tracks to the members' slots, the first of each group as its leader.
 
@@ -113,13 +110,10 @@ def store(
         symbol: the members' symbols, stacked.
         members: the layers.
         slots: the k slots they belong in.
-        x: (g, k, rows) unit vectors.
-        v: (g, k, c_in/g, components) unit vectors.
-        w: (g, k, axes) frequencies.
-        height: (g, k).
+        tracks: as `power_sweep` leaves them, k in each group.
     """
-    folded = symbol.fold(v[:, 0], symbol.layout.phases(w[:, 0])).flatten(1)
-    right = torch.view_as_real(folded).mT  # (g, 2, c_in/g * taps)
+    x, v, w, height, folded = tracks
+    right = torch.view_as_real(folded[:, 0].flatten(1)).mT  # (g, 2, c_in/g * taps)
     left = torch.view_as_real(x[:, 0]).mT  # (g, 2, rows)
     real_x, real_v = torch.view_as_real(x), torch.view_as_real(v[:, 0])
     targets, sources = [], []

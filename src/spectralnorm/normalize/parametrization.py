@@ -186,8 +186,8 @@ class SpectralNormalization(nn.Module):
         symbol = self.symbol(weight)
         tracks, _ = Tracked(tracks=2 * _TRACKS).climb(symbol, None, 1e-3)
         tracks = tracks.take(_distinct(tracks, _TRACKS))
-        x, v, w, height = power_sweep(symbol, tracks.basis[:, :, 0], tracks.w, lambda _, w: w)
-        store(SymbolStack([symbol]), [self], range(_TRACKS), x, v, w, height)
+        swept = power_sweep(symbol, tracks.basis[:, :, 0], tracks.w, lambda _, w: w)
+        store(SymbolStack([symbol]), [self], range(_TRACKS), swept)
         self.turn = 0
 
     # -- copies, checkpoints, devices ---------------------------------------------------------------

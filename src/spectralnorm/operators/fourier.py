@@ -16,7 +16,7 @@ import itertools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
@@ -118,6 +118,11 @@ class Symbol:
         """Number of groups, each with a symbol of its own."""
         return self.weight.shape[0]
 
+    @cached_property
+    def flat(self) -> Tensor:
+        """The flattened kernel (g, rows, c_in/g * taps)."""
+        return self.weight.flatten(2)
+
     @property
     def rows(self) -> int:
         """Output channels of one group."""
@@ -155,11 +160,11 @@ class Symbol:
 
     def _times_kernel(self, x: Tensor) -> Tensor:
         """Real (g, n, rows) @ kernel -> (g, n, c_in/g * taps)."""
-        return _product(x, self.weight.flatten(2))
+        return _product(x, self.flat)
 
     def _times_transpose(self, x: Tensor) -> Tensor:
         """Real (g, n, c_in/g * taps) @ transposed kernel -> (g, n, rows)."""
-        return _product(x, self.weight.flatten(2).mT)
+        return _product(x, self.flat.mT)
 
     def unfold(self, images: Tensor, phases: Tensor) -> Tensor:
         """K^(w)^H u from its images (..., c_in/g, taps) and the phases (..., taps): (..., c_in/g, components)."""
@@ -188,11 +193,9 @@ class Symbol:
         return (self.weight[group] * outer.real.to(self.weight)).sum()
 
 
-def _product(x: Tensor, matrix: Tensor, out: Tensor | None = None) -> Tensor:
+def _product(x: Tensor, matrix: Tensor) -> Tensor:
     """Batched product; of one matrix as a plain one, which is faster."""
-    if len(matrix) > 1:
-        return torch.bmm(x, matrix, out=out)
-    return torch.mm(x[0], matrix[0], out=None if out is None else out[0])[None]
+    return torch.bmm(x, matrix) if len(matrix) > 1 else torch.mm(x[0], matrix[0])[None]
 
 
 class SymbolStack(Symbol):
@@ -215,33 +218,40 @@ class SymbolStack(Symbol):
     parts: tuple[Symbol, ...]
     spans: tuple[slice, ...]
 
+    @cached_property
+    def sizes(self) -> tuple[int, int, int]:
+        """Groups of all the parts, then rows and inputs (c_in/g * taps) of the largest."""
+        shapes = [part.flat.shape for part in self.parts]
+        return sum(g for g, _, _ in shapes), max(rows for _, rows, _ in shapes), max(n for _, _, n in shapes)
+
     @property
     def groups(self) -> int:
         """Groups of all the parts."""
-        return sum(part.groups for part in self.parts)
+        return self.sizes[0]
 
     @property
     def rows(self) -> int:
         """Output channels of the largest group."""
-        return max(part.rows for part in self.parts)
-
-    @property
-    def inputs(self) -> int:
-        """Input channels of the largest group, without polyphase components."""
-        return max(part.weight.shape[2] for part in self.parts)
+        return self.sizes[1]
 
     def _times_kernel(self, x: Tensor) -> Tensor:
-        out = x.new_zeros(x.shape[0], x.shape[1], self.inputs * self.weight.shape[3])
-        for part, span in zip(self.parts, self.spans, strict=True):
-            flat = part.weight.flatten(2)
-            _product(x[span, :, : part.rows], flat, out[span, :, : flat.shape[2]])
-        return out
+        return self._products(x, [part.flat for part in self.parts], self.sizes[2])
 
     def _times_transpose(self, x: Tensor) -> Tensor:
-        out = x.new_zeros(x.shape[0], x.shape[1], self.rows)
-        for part, span in zip(self.parts, self.spans, strict=True):
-            flat = part.weight.flatten(2)
-            _product(x[span, :, : flat.shape[2]], flat.mT, out[span, :, : part.rows])
+        return self._products(x, [part.flat.mT for part in self.parts], self.sizes[1])
+
+    def _products(self, x: Tensor, matrices: Sequence[Tensor], width: int) -> Tensor:
+        """Each part's product, in its groups of a result (g, n, width) padded with zeros."""
+        out = x.new_zeros(x.shape[0], x.shape[1], width)
+        for matrix, span in zip(matrices, self.spans, strict=True):
+            groups, rows, columns = matrix.shape
+            if groups == 1:  # as plain products, which are faster
+                left, into, right = x[span.start], out[span.start], matrix[0]
+            else:
+                left, into, right = x[span], out[span], matrix
+            left = left if rows == left.shape[-1] else left[..., :rows]
+            into = into if columns == width else into[..., :columns]
+            torch.matmul(left, right, out=into)
         return out
 
 
