@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-# One thread a test worker: two workers with a thread pool each would fight for the cores.
+# One thread: test workers with thread pools would fight for the cores, and the demo's nets are too small for more.
 export OMP_NUM_THREADS ?= 1
 
 .PHONY: setup demo test check bench clean
@@ -22,7 +22,6 @@ setup: .venv/.installed
 	$(INSTALL) -e ".[bench]"
 	@touch $@
 
-demo: export OMP_NUM_THREADS = 2
 demo: .venv/.installed
 	$(BIN)/spectralnorm demo
 

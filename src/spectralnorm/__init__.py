@@ -4,19 +4,25 @@ from spectralnorm import parametrizations
 from spectralnorm.bound import Bound
 from spectralnorm.estimators import Estimator, Exact, Flattened, Power, Tracked
 from spectralnorm.measure import spectral_norm
+from spectralnorm.network.audit import Audit, audit
 from spectralnorm.normalize import refresh, remove_spectral_norm, spectral_normalize
 from spectralnorm.operators.registry import as_operator, register_operator
+from spectralnorm.robustness.evaluate import Evaluation, evaluate
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Audit",
     "Bound",
     "Estimator",
+    "Evaluation",
     "Exact",
     "Flattened",
     "Power",
     "Tracked",
     "as_operator",
+    "audit",
+    "evaluate",
     "parametrizations",
     "refresh",
     "register_operator",

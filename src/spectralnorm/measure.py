@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral, Real
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from spectralnorm.bound import Bound
@@ -59,11 +61,12 @@ def spectral_norm(
         0.3333
     """
     estimator = _choose_estimator(method)
-    if isinstance(rtol, bool) or not isinstance(rtol, (int, float)) or not 0 < rtol < 1:
+    if isinstance(rtol, bool) or not isinstance(rtol, Real) or not 0 < rtol < 1:
         raise ValueError(f"rtol={rtol!r} is not a relative tolerance; expected a number between 0 and 1.")
     operator = as_operator(layer_or_weight, **conv_args)
     size = _size(operator, input_shape)
-    return (estimator or _auto(operator, size)).estimate(operator, size, float(rtol))
+    with torch.autocast(operator.weight.device.type, enabled=False):  # half precision would move the norm
+        return (estimator or _auto(operator, size)).estimate(operator, size, float(rtol))
 
 
 def _choose_estimator(method: str | Estimator) -> Estimator | None:
@@ -71,7 +74,10 @@ def _choose_estimator(method: str | Estimator) -> Estimator | None:
     if isinstance(method, Estimator):
         return method
     if not isinstance(method, str):
-        raise TypeError(f"method={method!r} is neither a name nor an Estimator object.")
+        raise TypeError(
+            f"method={method!r} is neither a name nor an Estimator object; expected one of "
+            f"{', '.join(['auto', *METHODS])}."
+        )
     if method != "auto" and method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; expected one of {', '.join(['auto', *METHODS])}.")
     return None if method == "auto" else METHODS[method]()
@@ -80,16 +86,12 @@ def _choose_estimator(method: str | Estimator) -> Estimator | None:
 def _size(operator: Operator, input_shape: Sequence[int] | int | None) -> Size | None:
     if input_shape is None:
         return () if operator.axes == 0 else None
-    try:
-        size = (input_shape,) if isinstance(input_shape, int) else tuple(map(int, input_shape))
-        whole = isinstance(input_shape, int) or list(size) == list(input_shape)
-    except (TypeError, ValueError):
-        whole = False
-    if not whole:
+    given = tuple(input_shape) if isinstance(input_shape, (tuple, list)) else (input_shape,)
+    if not all(isinstance(n, Integral) and not isinstance(n, bool) for n in given):
         raise ValueError(
-            f"input_shape={input_shape!r} is not a spatial size; expected whole numbers, as (32, 32)."
+            f"input_shape={input_shape!r} is not a spatial size; expected whole numbers, as in (32, 32)."
         )
-    return operator.check_size(size)
+    return operator.check_size(tuple(map(int, given)))
 
 
 def _auto(operator: Operator, size: Size | None) -> Estimator:

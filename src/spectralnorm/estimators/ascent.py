@@ -51,6 +51,18 @@ class Tracks:
         images = None if self.images is None else self.images[group, index]
         return Tracks(self.basis[group, index], self.w[group, index], self.height[group, index], images)
 
+    def distinct(self, count: int) -> Tensor:
+        """Indices (g, count) of the highest tracks, those last that repeat a higher one's peak."""
+        order = self.height.argsort(1, descending=True)
+        ranked = self.take(order)
+        x = ranked.basis[:, :, 0]
+        overlap = (x.conj() @ x.mT).abs() > 0.9
+        apart = (ranked.w[:, :, None] - ranked.w[:, None]).abs() % (2 * torch.pi)
+        near = (torch.minimum(apart, 2 * torch.pi - apart) < 0.1).all(-1)
+        repeats = torch.tril(overlap & near, diagonal=-1).any(-1)
+        place = torch.arange(order.shape[1], device=order.device) + order.shape[1] * repeats
+        return order.gather(1, place.argsort(1)[:, :count])
+
 
 def lengths(x: Tensor) -> Tensor:
     """Euclidean norms along the last axis; through real numbers, many times faster than of complex ones."""

@@ -11,8 +11,17 @@ from torch import Tensor
 
 from spectralnorm.bound import Bound
 from spectralnorm.operators.base import Operator, Size
+from spectralnorm.operators.fourier import Symbol
 
-__all__ = ["Estimator", "attach_gradient", "dense_rounding", "layer_bound"]
+__all__ = [
+    "Estimator",
+    "attach_gradient",
+    "check_counts",
+    "dense_rounding",
+    "layer_bound",
+    "phase_rounding",
+    "random_input",
+]
 
 _ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
@@ -29,6 +38,13 @@ class Estimator(ABC):
     @abstractmethod
     def estimate(self, operator: Operator, size: Size | None, rtol: float) -> Bound:
         """Measure the operator's norm, at a spatial size or size-free, to a relative tolerance."""
+
+
+def check_counts(**options: int) -> None:
+    """Raise a ValueError that names the first option that is not a whole number of at least 1."""
+    for name, value in options.items():
+        if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+            raise ValueError(f"{name}={value!r} is no count; expected a whole number of at least 1.")
 
 
 def attach_gradient(value: float, bilinear: Tensor) -> Tensor:
@@ -70,6 +86,38 @@ def dense_rounding(rows: int, columns: int, frobenius: float, dtype: torch.dtype
         The absolute error at most.
     """
     return 32.0 * rows * columns * _ROUNDOFF[dtype] * frobenius
+
+
+def random_input(operator: Operator, size: Size, generator: torch.Generator) -> Tensor:
+    """A random input (1, *input_shape), in float64 where squares of the weights would leave float32's range.
+
+    Args:
+        operator: the layer's map.
+        size: the spatial size.
+        generator: a CPU generator, so that every device starts alike.
+
+    Returns:
+        Normal numbers, on the weight's device.
+    """
+    weight = operator.weight.detach()
+    largest = float(weight.abs().max())
+    dtype = weight.dtype if 1e-10 < largest < 1e10 else torch.float64
+    v = torch.randn((1, *operator.input_shape(size)), generator=generator, device="cpu")
+    return v.to(weight.device, dtype)
+
+
+def phase_rounding(symbol: Symbol) -> float:
+    """Bound on the error that rounded phases make in K^(w) computed in float64.
+
+    An angle w . q_t is wrong by at most (axes + 2) u |w . q_t|, its cosine and sine by 4 u more, and
+    sum_t ||K_t||_F <= sqrt(taps) ||W||_F.
+
+    Returns:
+        The absolute error of K^(w) at most, in the spectral norm.
+    """
+    layout, weight = symbol.layout, symbol.weight.detach()
+    per_tap = ((layout.axes + 2) * layout.reach + 4) * 2.0**-53
+    return per_tap * math.sqrt(weight.shape[3]) * float(torch.linalg.vector_norm(weight.double()))
 
 
 def layer_bound(operator: Operator, v: Tensor, method: str, stats: dict[str, Any]) -> Bound:

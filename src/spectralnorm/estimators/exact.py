@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spectralnorm.bound import Bound
-from spectralnorm.estimators.base import Estimator, attach_gradient, dense_rounding
+from spectralnorm.estimators.base import Estimator, attach_gradient, check_counts, dense_rounding, phase_rounding
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.fourier import Symbol
 
@@ -33,11 +33,23 @@ class Exact(Estimator):
     Attributes:
         max_columns: a layer without closed form at a size may have this many inputs, no more.
         dtype: torch.float64, or torch.float32 for speed; the interval states its rounding either way.
+
+    Example:
+        >>> import torch, spectralnorm as sn
+        >>> kernel = torch.tensor([[[1.0, 1.0, -1.0]]])  # norm sqrt(5), over all sizes
+        >>> bound = sn.spectral_norm(kernel, method=sn.Exact(), rtol=1e-6)
+        >>> bound.lower <= 5**0.5 <= bound.upper
+        True
     """
 
     name: ClassVar[str] = "exact"
     max_columns: int = 4096
     dtype: torch.dtype = torch.float64
+
+    def __post_init__(self) -> None:
+        if self.dtype not in (torch.float32, torch.float64):
+            raise ValueError(f"dtype={self.dtype} cannot be decomposed; expected torch.float64 or torch.float32.")
+        check_counts(max_columns=self.max_columns)
 
     def estimate(self, operator: Operator, size: Size | None, rtol: float) -> Bound:
         """Evaluate the grid, or the dense matrix."""
@@ -54,7 +66,7 @@ class Exact(Estimator):
     def _grid_bound(self, symbol: Symbol, points: Size, factor: float) -> Bound:
         with torch.no_grad():
             working = symbol.to(self.dtype)
-            w = _half_grid(points).to(working.weight)
+            w = _half_grid(points).to(working.weight.device)
             per_chunk = max(1, _CHUNK // (working.groups * working.rows * working.columns))
             heights = [torch.linalg.svdvals(working.at(part))[..., 0] for part in torch.split(w, per_chunk)]
             flat = torch.cat(heights)  # (points, groups)
@@ -63,7 +75,7 @@ class Exact(Estimator):
             u, s, vh = torch.linalg.svd(block, full_matrices=False)
             # ||K^(w)||_F <= sum_t ||K_t||_F <= sqrt(taps) ||W||_F
             frobenius = math.sqrt(working.weight.shape[3]) * float(torch.linalg.vector_norm(working.weight))
-        rounding = dense_rounding(working.rows, working.columns, frobenius, self.dtype)
+        rounding = dense_rounding(working.rows, working.columns, frobenius, self.dtype) + phase_rounding(symbol)
         sigma = float(s[0])
         bilinear = symbol.bilinear(group, u[:, 0], vh[0].conj(), w[index])
         lower, upper = max(0.0, sigma - rounding), (sigma + rounding) * factor
@@ -105,7 +117,10 @@ def _half_grid(points: Size) -> Tensor:
     """Frequencies 2 pi j / points (m, axes), one of each pair w, -w: a real kernel's norm is even in w."""
     halved = next((axis for axis, n in enumerate(points) if n > 1), None)
     counts = [n // 2 + 1 if axis == halved else n for axis, n in enumerate(points)]
-    grids = [2 * math.pi * torch.arange(c, dtype=torch.float64) / n for c, n in zip(counts, points, strict=True)]
+    grids = [
+        2 * math.pi * torch.arange(c, dtype=torch.float64, device="cpu") / n
+        for c, n in zip(counts, points, strict=True)
+    ]
     if not grids:
-        return torch.zeros(1, 0, dtype=torch.float64)
+        return torch.zeros(1, 0, dtype=torch.float64, device="cpu")
     return torch.stack(torch.meshgrid(*grids, indexing="ij"), -1).reshape(-1, len(points))

@@ -25,6 +25,12 @@ class Flattened(Estimator):
 
     With several groups it lies on neither side; then, and at sizes where no output sees the whole kernel,
     `lower` is 0. For a dense layer it *is* the norm.
+
+    Example:
+        >>> import torch, spectralnorm as sn
+        >>> kernel = torch.tensor([[[1.0, 1.0, -1.0]]])  # norm sqrt(5), over all sizes
+        >>> round(float(sn.spectral_norm(kernel, method=sn.Flattened())), 4)
+        1.7321
     """
 
     name: ClassVar[str] = "flattened"

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from spectralnorm.bound import Bound
-from spectralnorm.estimators.base import Estimator, layer_bound
+from spectralnorm.estimators.base import Estimator, check_counts, layer_bound, random_input
 from spectralnorm.operators.base import Operator, Size
 
 __all__ = ["MatrixFree"]
@@ -36,6 +36,9 @@ class MatrixFree(Estimator):
     max_steps: int = 600
     seed: int = 0
 
+    def __post_init__(self) -> None:
+        check_counts(max_steps=self.max_steps)
+
     def estimate(self, operator: Operator, size: Size | None, rtol: float) -> Bound:
         """Iterate until the residual says that the norm is within rtol."""
         if size is None:
@@ -44,9 +47,8 @@ class MatrixFree(Estimator):
                 "Give the spatial size, such as (32, 32)."
             )
         with torch.no_grad():
-            shape = (1, *operator.input_shape(size))
-            generator = torch.Generator().manual_seed(self.seed)
-            v = torch.randn(shape, generator=generator).to(operator.weight)
+            generator = torch.Generator("cpu").manual_seed(self.seed)
+            v = random_input(operator, size, generator)
             steps, converged = 0, False
             while steps < self.max_steps and not converged:
                 v, used, converged = _run(operator, size, v, rtol, self.max_steps - steps)
@@ -61,7 +63,7 @@ def _run(operator: Operator, size: Size, v: Tensor, rtol: float, most: int) -> t
     basis = [(v / torch.linalg.vector_norm(v).clamp_min(_TINY)).flatten()]
     alphas: list[float] = []
     betas: list[float] = []
-    left = torch.zeros(())
+    left = torch.zeros((), device=v.device)
     for step in range(most):
         image = operator.apply(basis[-1].reshape(shape))
         image = image - betas[-1] * left if betas else image
@@ -74,7 +76,7 @@ def _run(operator: Operator, size: Size, v: Tensor, rtol: float, most: int) -> t
         betas.append(float(torch.linalg.vector_norm(back)))
         ritz, sigma, residual = _ritz(alphas, betas)
         exhausted = betas[-1] <= max(1e-7 * max(alphas), _TINY)
-        if residual <= rtol / 4 * sigma or exhausted or step + 1 == columns:
+        if residual <= rtol / 50 * sigma or exhausted or step + 1 == columns:
             return (ritz.to(stacked) @ stacked).reshape(shape), step + 1, True
         basis.append(back / betas[-1])
     return (ritz.to(stacked) @ stacked).reshape(shape), most, False
@@ -82,9 +84,9 @@ def _run(operator: Operator, size: Size, v: Tensor, rtol: float, most: int) -> t
 
 def _ritz(alphas: list[float], betas: list[float]) -> tuple[Tensor, float, float]:
     """Top right singular vector of the bidiagonal matrix, its value, and the residual of the Ritz triple."""
-    matrix = torch.diag(torch.tensor(alphas, dtype=torch.float64))
+    matrix = torch.diag(torch.tensor(alphas, dtype=torch.float64, device="cpu"))
     if len(alphas) > 1:
-        matrix += torch.diag(torch.tensor(betas[:-1], dtype=torch.float64), 1)
+        matrix += torch.diag(torch.tensor(betas[:-1], dtype=torch.float64, device="cpu"), 1)
     u, s, vh = torch.linalg.svd(matrix)
     residual = betas[-1] * math.fabs(float(u[-1, 0]))
     return vh[0], float(s[0]), residual

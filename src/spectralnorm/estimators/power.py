@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 
 from spectralnorm.bound import Bound
-from spectralnorm.estimators.base import Estimator, layer_bound
+from spectralnorm.estimators.base import Estimator, check_counts, layer_bound, random_input
 from spectralnorm.operators.base import Operator, Size
 
 __all__ = ["Power"]
@@ -28,11 +28,21 @@ class Power(Estimator):
     Attributes:
         iterations: at most this many.
         seed: of the random starting vector.
+
+    Example:
+        >>> import torch, spectralnorm as sn
+        >>> conv = torch.nn.Conv2d(3, 8, 3, padding=1)
+        >>> bound = sn.spectral_norm(conv, input_shape=(8, 8), method=sn.Power(iterations=50))
+        >>> len(bound.stats["history"]) <= 50
+        True
     """
 
     name: ClassVar[str] = "power"
     iterations: int = 1000
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(iterations=self.iterations)
 
     def estimate(self, operator: Operator, size: Size | None, rtol: float) -> Bound:
         """Iterate at the size; `stats["history"]` holds the norm after each step."""
@@ -43,8 +53,8 @@ class Power(Estimator):
             )
         history: list[float] = []
         with torch.no_grad():
-            generator = torch.Generator().manual_seed(self.seed)
-            v = torch.randn((1, *operator.input_shape(size)), generator=generator).to(operator.weight)
+            generator = torch.Generator("cpu").manual_seed(self.seed)
+            v = random_input(operator, size, generator)
             v /= torch.linalg.vector_norm(v)
             for _ in range(self.iterations):
                 image = operator.apply(v)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spectralnorm.bound import Bound
 from spectralnorm.estimators.ascent import FrequencyStep, Tracks, lengths, normalised, sweep
-from spectralnorm.estimators.base import Estimator, attach_gradient
+from spectralnorm.estimators.base import Estimator, attach_gradient, check_counts, phase_rounding
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.fourier import Symbol
 from spectralnorm.operators.lags import lags_of
@@ -36,17 +36,17 @@ def seeds(degrees: tuple[float, ...]) -> Tensor:
     Returns:
         The frequencies, float64; four times the origin where no axis has a degree.
     """
-    base = {0: 1, 1: 32, 2: 8, 3: 6}[sum(d > 0 for d in degrees)]
-    counts = [max(base, math.ceil(4 * d) + 2) if d else 1 for d in degrees]
+    base = {0: 1, 1: 64, 2: 8, 3: 6}[sum(d > 0 for d in degrees)]
+    counts = [max(base, math.ceil(6 * d) + 2) if d else 1 for d in degrees]
     grids = []
     halved = False
     for count, degree in zip(counts, degrees, strict=True):
         half = bool(degree) and not halved
         halved |= half
-        points = (torch.arange(count // 2 if half else count, dtype=torch.float64) + 0.37) / count
+        points = (torch.arange(count // 2 if half else count, dtype=torch.float64, device="cpu") + 0.37) / count
         grids.append(2 * math.pi * points)
     if not halved:
-        return torch.zeros(4, len(degrees), dtype=torch.float64)
+        return torch.zeros(4, len(degrees), dtype=torch.float64, device="cpu")
     return torch.stack(torch.meshgrid(*grids, indexing="ij"), -1).reshape(-1, len(degrees))
 
 
@@ -91,12 +91,11 @@ def cold_start(symbol: Symbol, w: Tensor, generator: torch.Generator) -> Tracks:
     weight = symbol.weight
     shape = (symbol.groups, w.shape[0], weight.shape[2], symbol.layout.components)
     dtype = torch.complex128 if weight.dtype == torch.float64 else torch.complex64
-    v = torch.randn(shape, dtype=dtype, generator=generator).to(weight.device)
+    v = torch.randn(shape, dtype=dtype, generator=generator, device="cpu").to(weight.device)
     w = w.to(weight).expand(symbol.groups, -1, -1).contiguous()
     x = symbol.read(symbol.fold(v, symbol.layout.phases(w)))
-    spare = torch.randn(x.shape, dtype=dtype, generator=generator).to(
-        x.device
-    )  # where the kernel answers with zero
+    # for a kernel that answers with zero
+    spare = torch.randn(x.shape, dtype=dtype, generator=generator, device="cpu").to(x.device)
     x = normalised(torch.where(lengths(x)[..., None] > 0, x, spare))
     empty = torch.zeros_like(x)
     return Tracks(torch.stack([x, empty, empty], 2), w, torch.zeros_like(x.real[..., 0]))
@@ -113,6 +112,12 @@ class Tracked(Estimator):
         tracks: how many climb on.
         max_sweeps: sweeps of those at most.
         seed: of the random starting vectors.
+
+    Example:
+        >>> import torch, spectralnorm as sn
+        >>> kernel = torch.tensor([[[1.0, 1.0, -1.0]]])  # norm sqrt(5), over all sizes
+        >>> round(float(sn.spectral_norm(kernel, method=sn.Tracked(tracks=2))), 4)
+        2.2361
     """
 
     name: ClassVar[str] = "tracked"
@@ -120,6 +125,9 @@ class Tracked(Estimator):
     tracks: int = 8
     max_sweeps: int = 200
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        check_counts(screening=self.screening, tracks=self.tracks, max_sweeps=self.max_sweeps)
 
     def estimate(self, operator: Operator, size: Size | None, rtol: float) -> Bound:
         """Climb to a relative gain below rtol / 20 in four sweeps."""
@@ -152,12 +160,12 @@ class Tracked(Estimator):
             The tracks, highest first in each group, and what was done.
         """
         w = _on_grid(seeds(symbol.layout.degrees), grid)
-        tracks = cold_start(symbol, w, torch.Generator().manual_seed(self.seed))
+        tracks = cold_start(symbol, w, torch.Generator("cpu").manual_seed(self.seed))
         step = frequency_step(symbol, grid, everywhere=False)
         search = frequency_step(symbol, grid, everywhere=True)
         for _ in range(self.screening):
             tracks = sweep(symbol, tracks, step)
-        tracks = tracks.take(tracks.height.topk(min(self.tracks, w.shape[0]), dim=1).indices)
+        tracks = tracks.take(tracks.distinct(min(self.tracks, w.shape[0])))
         best, count, converged = 0.0, 0, False
         while count < self.max_sweeps and not converged:
             for i in range(4):
@@ -175,9 +183,9 @@ def _on_grid(w: Tensor, grid: Size | None) -> Tensor:
     if not grid:
         return w
     if math.prod(grid) <= 2 * w.shape[0]:
-        axes = [torch.arange(n, dtype=w.dtype) for n in grid]
+        axes = [torch.arange(n, dtype=w.dtype, device=w.device) for n in grid]
         every = torch.cartesian_prod(*axes).reshape(-1, len(grid))
-        return 2 * math.pi * every / torch.tensor(grid, dtype=w.dtype)
+        return 2 * math.pi * every / torch.tensor(grid, dtype=w.dtype, device=w.device)
     return _nearest(w, grid)
 
 
@@ -192,7 +200,8 @@ def _nearest(w: Tensor, grid: Size | None) -> Tensor:
 def _bound(symbol: Symbol, tracks: Tracks, grid: Size | None, stats: dict[str, object]) -> Bound:
     """The highest track, its height recomputed in float64 and lowered by the rounding of that.
 
-    The computed K^(w)^H x is within (rows + taps + 8) u sqrt(taps) ||W||_F of the true one.
+    The computed K^(w)^H x is within (rows + taps + 8) u sqrt(taps) ||W||_F of the true one, and the phases add
+    their own rounding.
 
     Returns:
         The bound, its value differentiable.
@@ -206,7 +215,8 @@ def _bound(symbol: Symbol, tracks: Tracks, grid: Size | None, stats: dict[str, o
         sigma = float(torch.linalg.vector_norm(v))
         taps = symbol.weight.shape[3]
         scale = math.sqrt(taps) * float(torch.linalg.vector_norm(exact.weight))
-    lower = max(0.0, sigma - (symbol.rows + taps + 8) * 2.0**-53 * scale)
+    rounding = (symbol.rows + taps + 8) * 2.0**-53 * scale + phase_rounding(symbol)
+    lower = max(0.0, sigma - rounding)
     real = torch.complex128 if symbol.weight.dtype == torch.float64 else torch.complex64
     bilinear = symbol.bilinear(group, x.to(real), (v / max(sigma, 1e-300)).to(real), w)
     stats = {**stats, "frequency": tuple(w.tolist()), "group": group}

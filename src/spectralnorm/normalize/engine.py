@@ -49,7 +49,10 @@ class Engine:
         alike: dict[Any, _Members] = defaultdict(list)
         for member, weight in stale:
             alike[member.stack_key(weight)].append((member, weight))
-        with torch.no_grad():
+        if not stale:
+            return
+        device = stale[0][1].device.type
+        with torch.no_grad(), torch.autocast(device, enabled=False):  # half precision would move the norm
             for stack in itertools.chain.from_iterable(map(_stacks, alike.values())):
                 advance([m for m, _ in stack], [w for _, w in stack])
 

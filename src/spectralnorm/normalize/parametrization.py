@@ -12,7 +12,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from spectralnorm.estimators.ascent import Tracks, lengths, normalised, power_sweep
+from spectralnorm.estimators.ascent import lengths, normalised, power_sweep
 from spectralnorm.estimators.tracked import Tracked
 from spectralnorm.normalize.engine import Engine, store
 from spectralnorm.normalize.scaling import Direction, scale_weight
@@ -171,9 +171,10 @@ class SpectralNormalization(nn.Module):
     def _lead_on(self, weight: Tensor, mark: _Mark) -> None:
         """Work out the lead from the state as it is, or from its heights on a weight changed since, in eval."""
         symbol, heights, left = self.symbol(weight), self.heights[:, 0].clone(), self.u[:, 0].clone()
-        folded = symbol.fold(torch.view_as_complex(self.v), symbol.layout.phases(self.w[:, 0]))
-        if self._seen.mark != mark:
-            ahead = symbol.read(folded[:, None])[:, 0]
+        with torch.autocast(weight.device.type, enabled=False):
+            folded = symbol.fold(torch.view_as_complex(self.v), symbol.layout.phases(self.w[:, 0]))
+            ahead = None if self._seen.mark == mark else symbol.read(folded[:, None])[:, 0]
+        if ahead is not None:
             heights, left = lengths(ahead), torch.view_as_real(normalised(ahead))
         self.lead(heights, left.mT, torch.view_as_real(folded.flatten(1)).mT)
         self._seen.lead_mark = mark
@@ -184,21 +185,22 @@ class SpectralNormalization(nn.Module):
     def converge(self, weight: Tensor) -> None:
         """Find the state of a weight from cold."""
         symbol = self.symbol(weight)
-        tracks, _ = Tracked(tracks=2 * _TRACKS).climb(symbol, None, 1e-3)
-        tracks = tracks.take(_distinct(tracks, _TRACKS))
-        swept = power_sweep(symbol, tracks.basis[:, :, 0], tracks.w, lambda _, w: w)
+        with torch.autocast(weight.device.type, enabled=False):
+            tracks, _ = Tracked(tracks=2 * _TRACKS).climb(symbol, None, 1e-3)
+            tracks = tracks.take(tracks.distinct(_TRACKS))
+            swept = power_sweep(symbol, tracks.basis[:, :, 0], tracks.w, lambda _, w: w)
         store(SymbolStack([symbol]), [self], range(_TRACKS), swept)
         self.turn = 0
 
     # -- copies, checkpoints, devices ---------------------------------------------------------------
 
-    def get_extra_state(self) -> dict[str, int]:
-        """What a checkpoint holds beside the buffers."""
-        return {"turn": self.turn}
+    def get_extra_state(self) -> Tensor:
+        """What a checkpoint holds beside the buffers: `turn`."""
+        return torch.tensor(self.turn)
 
-    def set_extra_state(self, state: dict[str, int]) -> None:
+    def set_extra_state(self, state: Tensor) -> None:
         """Take up where a checkpoint left off."""
-        self.turn = state["turn"]
+        self.turn = int(state)
 
     def __getstate__(self) -> dict[str, Any]:
         seen = self._seen
@@ -235,14 +237,3 @@ class SpectralNormalization(nn.Module):
 def _mark_of(weight: Tensor) -> _Mark:
     """What changes when PyTorch writes to a tensor or another takes its place; `.data` writes go unseen."""
     return (0 if weight.is_inference() else weight._version, weight.data_ptr())
-
-
-def _distinct(tracks: Tracks, count: int) -> Tensor:
-    """Indices (g, count) of the highest tracks, those that repeat a higher one last."""
-    x = tracks.basis[:, :, 0]
-    overlap = (x.conj() @ x.mT).abs() > 0.9
-    apart = (tracks.w[:, :, None] - tracks.w[:, None]).abs()
-    near = (torch.minimum(apart % (2 * torch.pi), -apart % (2 * torch.pi)) < 0.1).all(-1)
-    repeats = torch.tril(overlap & near, diagonal=-1).any(-1)  # tracks come highest first
-    rank = tracks.height - repeats * (tracks.height.amax() + 1)
-    return rank.topk(count, dim=1).indices

@@ -12,6 +12,7 @@ from spectralnorm.operators.fourier import Symbol
 __all__ = ["Operator", "Size", "check_weight", "compute_dtype"]
 
 Size = tuple[int, ...]
+_REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 class Operator(ABC):
@@ -84,14 +85,19 @@ def check_weight(weight: Tensor, owner: str) -> Tensor:
         The same tensor.
 
     Raises:
-        TypeError: for a dtype that is not real floating point.
-        ValueError: for an empty kernel, or one with NaN or inf in it.
+        TypeError: for a dtype that is not real floating point, or a sparse or quantised tensor.
+        ValueError: for an empty kernel, one with NaN or inf in it, or one on the meta device.
     """
-    if not weight.is_floating_point():
+    if weight.dtype not in _REAL:
+        cure = "Take its real and imaginary parts apart." if weight.is_complex() else "Convert it with .float()."
         raise TypeError(
-            f"{owner} has dtype {weight.dtype}; expected a real floating-point dtype. "
-            f"Convert it first, for example with {owner}.float()."
+            f"{owner} has dtype {weight.dtype}; expected a real floating-point dtype: float64, float32, bfloat16 "
+            f"or float16. {cure}"
         )
+    if weight.layout != torch.strided:
+        raise TypeError(f"{owner} has layout {weight.layout}; expected a dense tensor. Use {owner}.to_dense().")
+    if weight.is_meta:
+        raise ValueError(f"{owner} is on the meta device, without values; load or initialise the model first.")
     if weight.numel() == 0:
         raise ValueError(
             f"{owner} is empty, shape {tuple(weight.shape)}; expected at least one entry. "

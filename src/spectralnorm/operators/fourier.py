@@ -54,6 +54,11 @@ class TapLayout:
         """The layout on a device, moved once."""
         return self if self.positions.device == device else _moved(self, device)
 
+    @property
+    def reach(self) -> float:
+        """The largest angle w . q_t for w in [0, 2 pi): what the rounding of phases grows with."""
+        return 2 * math.pi * sum(self.degrees)
+
     def phases(self, w: Tensor) -> Tensor:
         """Phases exp(-i w . q_t) for frequencies w (..., axes): complex (..., taps)."""
         angle = w @ _minus_positions(self, w.dtype)
@@ -96,9 +101,9 @@ def tap_layout(kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple
     residues = [tuple(x % s for x, s in zip(read, stride, strict=True)) for read in reads]
     number = {residue: i for i, residue in enumerate(sorted(set(residues)))}
     quotients = [[x // s for x, s in zip(read, stride, strict=True)] for read in reads]
-    q = torch.tensor(quotients, dtype=torch.float64).reshape(len(taps), len(kernel))
+    q = torch.tensor(quotients, dtype=torch.float64, device="cpu").reshape(len(taps), len(kernel))
     centred = q - (q.amax(0) + q.amin(0)) / 2
-    return TapLayout(centred, torch.tensor([number[r] for r in residues]), len(number))
+    return TapLayout(centred, torch.tensor([number[r] for r in residues], device="cpu"), len(number))
 
 
 @dataclass(frozen=True, eq=False)
@@ -138,7 +143,7 @@ class Symbol:
         return Symbol(self.weight.detach().to(dtype), self.layout.on(self.weight.device))
 
     def at(self, w: Tensor) -> Tensor:
-        """The blocks K^(w) for frequencies w (m, axes): complex (m, g, rows, columns)."""
+        """The blocks K^(w) for float64 frequencies w (m, axes): complex (m, g, rows, columns)."""
         phases = self.layout.phases(w)
         spread = phases[:, :, None] * self.layout.scatter(phases)  # (m, taps, components)
         real = torch.einsum("goct,mtr->mgocr", self.weight, spread.real.to(self.weight))

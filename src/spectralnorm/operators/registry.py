@@ -75,6 +75,12 @@ def as_operator(layer: nn.Module | Tensor, **conv_args: Any) -> Operator:
     Returns:
         The operator; its weight keeps its autograd graph.
 
+    Example:
+        >>> import torch, spectralnorm as sn
+        >>> operator = sn.as_operator(torch.nn.Conv2d(3, 8, 3, padding=1))
+        >>> operator.apply(torch.zeros(1, 3, 32, 32)).shape
+        torch.Size([1, 8, 32, 32])
+
     Raises:
         TypeError: for a layer type that is not registered, a dtype that is not real floating point, or
             arguments that the layer itself already holds.
@@ -132,21 +138,31 @@ def _conv_operator(
             f"padding_mode={padding_mode!r} has no operator; expected 'zeros' or 'circular'. For another "
             "padding, register an operator of your own for the layer type."
         )
-    if not isinstance(groups, int) or groups < 1 or weight.shape[0] % groups:
-        raise ValueError(f"groups={groups!r} does not divide the {weight.shape[0]} output channels of weight.")
+    if not _is_count(groups, 1) or weight.shape[0] % groups:
+        raise ValueError(
+            f"groups={groups!r} does not divide the {weight.shape[0]} output channels of weight; expected a whole "
+            "number that does."
+        )
     strides = _per_axis("stride", stride, axes, least=1)
     dilations = _per_axis("dilation", dilation, axes, least=1)
+    if padding == "same" and set(strides) != {1}:
+        raise ValueError(f"padding='same' with stride={stride!r} has no meaning; expected stride 1, or integers.")
     pads = _pads(padding, tuple(weight.shape[2:]), dilations)
     return ConvOperator(weight, strides, pads, padding_mode, dilations, groups)
 
 
 def _per_axis(name: str, value: int | Sequence[int], axes: int, least: int) -> tuple[int, ...]:
-    values = (value,) * axes if isinstance(value, int) else tuple(value)
-    if len(values) != axes or not all(isinstance(v, int) and v >= least for v in values):
+    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
+    if len(values) != axes or not all(_is_count(v, least) for v in values):
         raise ValueError(
-            f"{name}={value!r} does not fit {axes} spatial axes; expected integers of at least {least}."
+            f"{name}={value!r} does not fit {axes} spatial axes; expected integers of at least {least}, one "
+            "for all axes or one each."
         )
-    return values
+    return tuple(values)  # type: ignore[arg-type]
+
+
+def _is_count(value: object, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
 
 
 def _pads(padding: int | str | Sequence[int], kernel: tuple[int, ...], dilation: tuple[int, ...]) -> Padding:

@@ -1,0 +1,142 @@
+"""The command line: its options, and what goes to stdout, stderr and files."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console, RenderableType
+from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+from spectralnorm.commands import demo as demonstration
+from spectralnorm.commands.target import load_target
+from spectralnorm.network.audit import audit as audit_model
+from spectralnorm.report.files import check_folder, write_atomically
+from spectralnorm.report.plots import figure_class, robust_accuracy_plot
+from spectralnorm.report.tables import demo_notes, demo_summary, demo_table
+from spectralnorm.training.data import load
+
+__all__ = ["app"]
+
+app = typer.Typer(
+    add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
+)
+
+
+@app.callback()
+def spectralnorm() -> None:
+    """True spectral norms of neural-network layers: measure them, train with them held down."""
+
+
+@app.command()
+def demo(
+    out: Annotated[Path, typer.Option(help="Folder of the results and the plot.")] = Path("demo-results"),
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File of the results.  [default: demo.json in --out]")
+    ] = None,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of everything random.")] = 0,
+    data: Annotated[str, typer.Option(help=f"Data set: {', '.join(demonstration.PRESETS)}.")] = "digits",
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of Fashion-MNIST's IDX files.")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the training images.")] = None,
+) -> None:
+    """Train a small CNN four ways, measure its layers' norms, and attack it."""
+    json_file = json_file or out / "demo.json"
+    with bad_input():
+        settings = demonstration.settings_for(data, seed=seed, epochs=epochs)
+        images = load(data, data_dir, seed)
+        figure_class()  # found out before the work, not after it
+        for folder in (out, json_file.parent):
+            check_folder(folder)
+    with progress(lines=True) as on_progress:
+        result = demonstration.run(images, settings, on_progress)
+    show(*demo_notes(result), demo_table(result), *demo_summary(result))
+    plot = out / "robust_accuracy.png"
+    with bad_input():
+        write_json(json_file, result)
+        write_atomically(plot, robust_accuracy_plot(result))
+    show(f"Results: {json_file}; plot: {plot}")
+
+
+@app.command()
+def audit(
+    target: Annotated[
+        str, typer.Argument(help="A saved state_dict, or package.module:factory of a model.", show_default=False)
+    ],
+    arch: Annotated[
+        str | None, typer.Option(help="Architecture of a state_dict: small-cnn, or package.module:factory.")
+    ] = None,
+    input_shape: Annotated[
+        str | None, typer.Option(help="One input's shape, such as 1,28,28: adds the norms at the sizes seen.")
+    ] = None,
+    json_file: Annotated[Path | None, typer.Option("--json", help="File to write the results to.")] = None,
+) -> None:
+    """Print each layer's true norm beside the value that PyTorch's spectral_norm divides by."""
+    with bad_input():
+        shape = None if input_shape is None else parse_shape(input_shape)
+        if json_file is not None:
+            check_folder(json_file.parent)
+        model = load_target(target, arch, shape)
+        with progress() as on_progress:
+            found = audit_model(
+                model, shape, on_layer=lambda done, total: on_progress("measuring layers", done / total)
+            )
+        if json_file is not None:
+            write_json(json_file, found.to_dict())
+    show(found)
+
+
+@contextmanager
+def bad_input() -> Iterator[None]:
+    """Turn what is wrong with the input into one line on stderr and exit code 2."""
+    try:
+        yield
+    except (ValueError, TypeError, ImportError, OSError) as error:
+        typer.echo(f"spectralnorm: {' '.join(str(error).split())}", err=True)
+        raise typer.Exit(2) from None
+
+
+@contextmanager
+def progress(*, lines: bool = False) -> Iterator[demonstration.OnProgress]:
+    """A progress bar on stderr where that is a terminal; else, if asked for, a line for each new stage."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        seen: set[str] | None = set() if lines else None
+        yield lambda stage, _: _announce(stage, seen)
+        return
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("starting", total=1.0)
+        yield lambda stage, share: bar.update(task, description=stage, completed=share)
+
+
+def _announce(stage: str, seen: set[str] | None) -> None:
+    if seen is not None and stage not in seen:
+        seen.add(stage)
+        typer.echo(stage, err=True)
+
+
+def show(*what: RenderableType) -> None:
+    """Print to stdout; 120 columns wide where that is no terminal."""
+    console = Console(highlight=False, width=None if sys.stdout.isatty() else 120)
+    console.print(*what, sep="\n", soft_wrap=False)
+
+
+def write_json(path: Path, content: Mapping[str, Any]) -> None:
+    """Write JSON, strictly: no NaN."""
+    write_atomically(path, json.dumps(content, indent=2, allow_nan=False) + "\n")
+
+
+def parse_shape(text: str) -> tuple[int, ...]:
+    """Read a shape such as 1,28,28."""
+    try:
+        shape = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        shape = ()
+    if not shape or min(shape) < 1:
+        raise ValueError(f"--input-shape: got {text!r}, expected whole numbers above 0, such as 1,28,28; no batch")
+    return shape

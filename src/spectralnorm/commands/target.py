@@ -1,0 +1,184 @@
+"""From what a user names on the command line to a model: a checkpoint of an architecture, or an import string."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import re
+import sys
+import warnings
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from spectralnorm.training.models import MODELS, build
+
+__all__ = ["load_target"]
+
+IMPORT_STRING = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
+NESTED = ("state_dict", "model")  # keys under which checkpoints hold their state_dict
+HOW_TO_SAVE = "save one with torch.save(model.state_dict(), path)"
+
+
+def load_target(target: str, arch: str | None, input_shape: Sequence[int] | None) -> nn.Module:
+    """Load a model.
+
+    Args:
+        target: path of a saved state_dict, or `package.module:attribute` of a model or of a function that
+            returns one.
+        arch: for a state_dict: the name of an architecture, or `package.module:attribute`.
+        input_shape: for a named architecture: one input's shape without batch.
+
+    Returns:
+        The model.
+
+    Raises:
+        ValueError: when the target, the architecture or the file's content is not as expected.
+        RuntimeError: when the user's own factory raises.
+
+    Example:
+        >>> load_target("torch.nn:Identity", None, None)
+        Identity()
+    """
+    path = Path(target)
+    if path.is_file():
+        return _from_checkpoint(path, arch, input_shape)
+    if not IMPORT_STRING.fullmatch(target):
+        raise ValueError(
+            f"{target}: got no such file, expected a saved state_dict or package.module:factory; check the path"
+        )
+    if arch is not None:
+        raise ValueError(f"--arch: got {arch} with {target}, expected it with a checkpoint only; leave it out")
+    return _from_import(target)
+
+
+def _from_import(text: str) -> nn.Module:
+    """The module that an import string names, or that the callable it names returns."""
+    factory = _attribute(text)
+    if isinstance(factory, nn.Module):
+        return factory
+    if not callable(factory) or not _needs_no_argument(factory):
+        raise ValueError(
+            f"{text}: got a {type(factory).__name__}, expected a torch.nn.Module, or a callable that needs no "
+            "argument and returns one; write such a function"
+        )
+    try:
+        model = factory()
+    except Exception as error:  # the user's own code: its traceback is of use
+        raise RuntimeError(f"{text}: it raised {type(error).__name__}") from error
+    if not isinstance(model, nn.Module):
+        raise ValueError(f"{text}: it returned {type(model).__name__}, expected a torch.nn.Module; return one")
+    return model
+
+
+def _attribute(text: str) -> object:
+    """Import what `package.module:attribute` names; the current folder counts, too."""
+    module, _, path = text.partition(":")
+    if str(Path.cwd()) not in sys.path:
+        sys.path.insert(0, str(Path.cwd()))
+    try:
+        found: object = importlib.import_module(module)
+    except ImportError as error:
+        raise ValueError(
+            f"{text}: cannot import {module} ({error}), expected package.module:factory; check the spelling, and "
+            "run where Python finds the module"
+        ) from error
+    for name in path.split("."):
+        if not hasattr(found, name):
+            raise ValueError(
+                f"{text}: got no {name} in {module}, expected a model or a factory; check the spelling"
+            )
+        found = getattr(found, name)
+    return found
+
+
+def _needs_no_argument(factory: Callable[..., Any]) -> bool:
+    try:
+        inspect.signature(factory).bind()
+    except TypeError:
+        return False
+    return True
+
+
+def _from_checkpoint(path: Path, arch: str | None, input_shape: Sequence[int] | None) -> nn.Module:
+    state = _state_dict(path)
+    model = _architecture(path, arch, input_shape, state)
+    differences = _differences(model.state_dict(), state)
+    parametrised = sorted({key.split(".parametrizations.")[0] for key in state if ".parametrizations." in key})
+    if differences and parametrised:
+        raise ValueError(
+            f"{path}: got parametrised weights ({', '.join(parametrised)}), expected those of --arch {arch}; call "
+            "spectralnorm.remove_spectral_norm(model), or torch.nn.utils.parametrize.remove_parametrizations, "
+            "before you save it"
+        )
+    if differences:
+        more = f" and {len(differences) - 3} more differences" if len(differences) > 3 else ""
+        raise ValueError(
+            f"{path}: it does not fit --arch {arch}: {'; '.join(differences[:3])}{more}; give the architecture it "
+            "was saved from"
+        )
+    model.load_state_dict(state)
+    return model
+
+
+def _differences(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> list[str]:
+    """What keeps a state_dict from being loaded."""
+    return [
+        *(f"got no {key}" for key in expected if key not in got),
+        *(f"expected no {key}" for key in got if key not in expected),
+        *(
+            f"{key} has shape {tuple(got[key].shape)}, expected {tuple(tensor.shape)}"
+            for key, tensor in expected.items()
+            if key in got and got[key].shape != tensor.shape
+        ),
+    ]
+
+
+def _state_dict(path: Path) -> dict[str, Tensor]:
+    """The state_dict a file holds, by itself or nested."""
+    loaded = _load(path)
+    for key in NESTED:
+        if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
+            loaded = loaded[key]
+    if not isinstance(loaded, Mapping) or not loaded or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise ValueError(
+            f"{path}: got a {type(loaded).__name__} that is no state_dict, expected names with their tensors, "
+            f'by themselves or under "state_dict" or "model"; {HOW_TO_SAVE}'
+        )
+    return dict(loaded)
+
+
+def _load(path: Path) -> Any:
+    """Read tensors only; whatever torch says about a file it cannot read becomes one line."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:
+        refused = re.search(r"Unsupported (?:global|class)\W*(?:GLOBAL )?([\w.]+)", str(error))
+        if refused:
+            reason = f"got a file with an object of class {refused[1]}, which could run code and is not loaded"
+        else:
+            reason = f"got a file that is damaged or no checkpoint ({type(error).__name__})"
+        raise ValueError(f"{path}: {reason}; expected a state_dict; {HOW_TO_SAVE}") from error
+
+
+def _architecture(
+    path: Path, arch: str | None, input_shape: Sequence[int] | None, state: Mapping[str, Tensor]
+) -> nn.Module:
+    if arch is not None and IMPORT_STRING.fullmatch(arch):
+        return _from_import(arch)
+    if arch not in MODELS:
+        raise ValueError(
+            f"--arch: got {arch or 'none'}, expected {', '.join(MODELS)} or package.module:factory; name the "
+            f"architecture of {path}"
+        )
+    if input_shape is None:
+        raise ValueError(f"--input-shape: got none, expected one with --arch {arch}; give it, such as 1,28,28")
+    matrices = [tensor for tensor in state.values() if tensor.ndim == 2]
+    if not matrices:
+        raise ValueError(f"{path}: got no matrix, expected the last layer of {arch}; give another --arch")
+    return build(arch, input_shape, classes=len(matrices[-1]))

@@ -1,0 +1,68 @@
+"""Writing results: whole or not at all."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+__all__ = ["check_folder", "write_atomically"]
+
+
+def write_atomically(path: str | Path, content: bytes | str) -> None:
+    """Write a file under a temporary name in its folder, then rename it; an old file is replaced at once.
+
+    What exists and is no regular file, such as /dev/stdout, is written to directly.
+
+    Args:
+        path: the file; its folder is made if it is missing.
+        content: bytes, or text to encode as UTF-8.
+
+    Raises:
+        OSError: when the file cannot be written, naming it and its folder.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     write_atomically(f"{folder}/new/result.txt", "done")
+        ...     print(Path(folder, "new", "result.txt").read_text())
+        done
+    """
+    path = Path(path)
+    raw = content.encode() if isinstance(content, str) else content
+    check_folder(path.parent)
+    if path.exists() and not path.is_dir() and not path.is_file():
+        path.write_bytes(raw)
+        return
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        temporary.write_bytes(raw)
+        temporary.replace(path)
+    except OSError as error:
+        temporary.unlink(missing_ok=True)
+        raise OSError(f"{path}: cannot write it in {path.parent} ({error.strerror}); give another path") from error
+
+
+def check_folder(folder: str | Path) -> None:
+    """Make a folder if it is missing, and check that it can be written to.
+
+    Args:
+        folder: the folder.
+
+    Raises:
+        OSError: when it is not a folder, cannot be made, or cannot be written to.
+
+    Example:
+        >>> check_folder("/dev/null/results")
+        Traceback (most recent call last):
+        OSError: /dev/null/results: expected a folder to write to, got "Not a directory"; give another one
+    """
+    folder = Path(folder)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise OSError(
+            f'{folder}: expected a folder to write to, got "{error.strerror}"; give another one'
+        ) from error

@@ -1,0 +1,202 @@
+"""Audit of a model: right norms, nothing dropped, nothing changed."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import pytest
+import torch
+from rich.console import Console
+from torch import Tensor, nn
+from torch.nn.utils import parametrizations, parametrize
+
+from spectralnorm.network.audit import Audit, audit
+from spectralnorm.training.models import small_cnn
+
+
+def blur(channels: int = 1, **options: Any) -> nn.Conv2d:
+    """A convolution whose true norm is 1, and whose flattened kernel has norm 1/3."""
+    conv = nn.Conv2d(channels, channels, 3, groups=channels, bias=False, **options)
+    nn.init.constant_(conv.weight, 1 / 9)
+    return conv
+
+
+def by_name(found: Audit) -> dict[str, Any]:
+    return {row.name: row for row in found.rows}
+
+
+def test_norms_of_known_layers() -> None:
+    linear = nn.Linear(2, 2)
+    linear.weight.data = torch.diag(torch.tensor([3.0, 0.5]))
+    found = audit(nn.Sequential(blur(padding=1), nn.Flatten(), linear))
+    conv, dense = found.rows
+    assert (conv.name, conv.type, conv.weight_shape) == ("0", "Conv2d", (1, 1, 3, 3))
+    assert float(conv.norm) == pytest.approx(1, rel=1e-3)
+    assert conv.norm.lower <= 1 + 1e-6 <= conv.norm.upper
+    assert conv.pytorch == pytest.approx(1 / 3)
+    assert conv.ratio == pytest.approx(3, rel=1e-3)
+    assert dense.ratio == pytest.approx(1)
+    assert found.product == pytest.approx(3, rel=1e-3)
+    assert conv.norm_at_size is None
+    assert found.skipped == ()
+
+
+def test_sizes_are_those_the_layers_see() -> None:
+    model = small_cnn((1, 28, 28), 10, width=2)
+    rows = by_name(audit(model, (1, 28, 28)))
+    assert [rows[f"conv{i}"].size for i in (1, 2, 3)] == [(28, 28), (28, 28), (14, 14)]
+    assert rows["fc1"].size == ()
+    for row in rows.values():
+        assert 0 < float(row.norm_at_size) <= float(row.norm) * (1 + 2e-3)
+
+
+def test_norm_at_a_small_size_is_smaller() -> None:
+    row = audit(blur(padding=1), (1, 2, 2)).rows[0]
+    matrix = torch.full((4, 4), 1 / 9)  # on 2 x 2 pixels every output is the sum of all four
+    assert row.name == ""
+    assert float(row.norm_at_size) == pytest.approx(float(torch.linalg.matrix_norm(matrix, 2)), rel=1e-3)
+
+
+class Twice(nn.Module):
+    """Calls one layer at two sizes, by keyword, and holds another that it never calls."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.unused = blur(padding=1), nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        small: Tensor = self.conv(input=x[..., ::4, ::4])
+        return self.conv(input=x).mean() + small.mean()
+
+
+def test_a_layer_called_twice_takes_the_largest_norm_and_one_never_called_has_none() -> None:
+    found = audit(Twice(), (1, 8, 8))
+    conv, unused = found.rows
+    assert conv.size == (8, 8)
+    assert unused.size is None
+    assert unused.norm_at_size is None
+    assert "unused" in str(found)
+
+
+def test_nothing_is_dropped_silently() -> None:
+    parts: list[nn.Module] = [nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.LSTM(4, 4)]
+    found = audit(nn.Sequential(*parts, nn.ConvTranspose2d(1, 1, 3, padding_mode="zeros")))
+    names = [(module.name, module.type) for module in found.skipped]
+    assert names[:2] == [("1", "BatchNorm1d"), ("3", "LSTM")]
+    assert {name for name, _ in names} | {row.name for row in found.rows} == {"0", "1", "3", "4"}
+    assert "Not measured, no operator: 1 (BatchNorm1d), 3 (LSTM)" in str(found)
+
+
+def test_a_shared_module_appears_once_under_its_first_name() -> None:
+    shared = nn.Linear(3, 3)
+    assert [row.name for row in audit(nn.Sequential(shared, nn.ReLU(), shared)).rows] == ["0"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_parametrised_layers_are_read_and_not_changed(training: bool) -> None:
+    model = nn.Sequential(parametrizations.spectral_norm(blur(padding=1)), nn.BatchNorm2d(1), nn.Dropout())
+    model.train(training)
+    model[1].eval()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    modes = [module.training for module in model.modules()]
+    generator = torch.random.get_rng_state()
+    found = audit(model, (1, 6, 6))
+    assert [(row.name, row.type) for row in found.rows] == [("0", "Conv2d")]
+    assert [module.name for module in found.skipped] == ["1"]
+    assert float(found.rows[0].norm) == pytest.approx(3, rel=1e-2)  # PyTorch scales the kernel to 1
+    assert [module.training for module in model.modules()] == modes
+    assert torch.equal(torch.random.get_rng_state(), generator)
+    for name, value in model.state_dict().items():
+        assert torch.equal(value, before[name])
+    assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def test_a_parametrised_module_without_operator_is_named() -> None:
+    model = nn.Sequential(nn.Linear(2, 2), parametrizations.spectral_norm(nn.Embedding(3, 2)))
+    assert parametrize.is_parametrized(model[1])
+    assert [(module.name, module.type) for module in audit(model).skipped] == [("1", "Embedding")]
+
+
+class Noisy(nn.Module):
+    """Draws random numbers even in eval mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(2, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x + torch.randn_like(x))
+
+
+def test_random_forward_leaves_the_generator() -> None:
+    model = Noisy()
+    generator = torch.random.get_rng_state()
+    audit(model, [2])
+    assert torch.equal(torch.random.get_rng_state(), generator)
+
+
+def test_zero_kernel_has_no_ratio() -> None:
+    conv = blur()
+    nn.init.zeros_(conv.weight)
+    found = audit(conv)
+    assert math.isnan(found.rows[0].ratio)
+    assert found.to_dict()["layers"][0]["ratio"] is None
+    assert found.product == 0
+    assert "(model)" in str(found)
+
+
+def test_dictionary_is_strict_json() -> None:
+    found = audit(nn.Sequential(blur(padding=1), nn.BatchNorm2d(1)), (1, 6, 6)).to_dict()
+    assert json.loads(json.dumps(found, allow_nan=False)) == found
+    assert found["schema"] == "spectralnorm/audit/1"
+    assert found["layers"][0]["norm"].keys() == {"value", "lower", "upper", "method"}
+    assert found["layers"][0]["size"] == [6, 6]
+    assert found["product_of_layer_norms"] == pytest.approx(1, rel=1e-3)
+    assert found["skipped"] == [{"name": "1", "type": "BatchNorm2d"}]
+
+
+def test_rich_table_fits_80_columns_and_says_the_same() -> None:
+    found = audit(small_cnn((1, 8, 8), 10, width=2, batch_norm=True), (1, 8, 8))
+    console = Console(width=80)
+    with console.capture() as capture:
+        console.print(found)
+    shown = capture.get()
+    assert max(map(len, shown.splitlines())) <= 80
+    for word in ("conv3", "Conv2d", "4x2x3x3", "product of the layers' norms", "bn1 (BatchNorm2d)"):
+        assert word in shown
+        assert word in str(found)
+
+
+def test_progress_counts_the_layers() -> None:
+    calls: list[tuple[int, int]] = []
+    audit(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), on_layer=lambda *call: calls.append(call))
+    assert calls == [(1, 2), (2, 2)]
+
+
+def broken(layer: nn.Linear) -> nn.Linear:
+    nn.init.constant_(layer.weight, math.nan)
+    return layer
+
+
+BAD: list[tuple[Any, Any, type[Exception], str]] = [
+    (torch.relu, None, TypeError, "model: got builtin_function_or_method, expected a torch.nn.Module"),
+    (nn.Sequential(), None, ValueError, "without a layer that has an operator .*no weights"),
+    (nn.BatchNorm1d(3), None, ValueError, "it holds BatchNorm1d.*register_operator"),
+    (nn.Linear(3, 2), (4,), ValueError, r"input_shape=\(4,\): the model does not run .*RuntimeError: mat1"),
+    (nn.Linear(3, 2), 3, ValueError, "input_shape=3 is not a shape"),
+    (nn.Linear(3, 2), (), ValueError, r"input_shape=\(\) is not a shape"),
+    (nn.Linear(3, 2), (0,), ValueError, r"input_shape=\(0,\) is not a shape"),
+    (nn.Linear(3, 2), (3.0,), ValueError, r"input_shape=\(3.0,\) is not a shape"),
+    (nn.Sequential(broken(nn.Linear(3, 2))), None, ValueError, "layer '0': .*NaN"),
+]
+
+
+@pytest.mark.parametrize(("model", "shape", "error", "complaint"), BAD)
+def test_bad_input(model: Any, shape: Any, error: type[Exception], complaint: str) -> None:
+    with pytest.raises(error, match=complaint):
+        audit(model, shape)
+    if isinstance(model, nn.Module):
+        assert all(module.training for module in model.modules())
+        assert not any(module._forward_pre_hooks for module in model.modules())
