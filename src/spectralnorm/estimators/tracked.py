@@ -143,9 +143,7 @@ class Tracked(Estimator):
         with torch.no_grad():
             precise = rtol < 1e-5 or operator.weight.dtype == torch.float64
             working = symbol.to(torch.float64 if precise else torch.float32)
-            largest = working.weight.abs().max().clamp_min(torch.finfo(working.weight.dtype).tiny)
-            unit = Symbol(working.weight / largest, working.layout)  # heights are squared: keep them in range
-            tracks, stats = self.climb(unit, grid, rtol)
+            tracks, stats = self.climb(working, grid, rtol)
         return _bound(symbol, tracks, grid, stats)
 
     def climb(self, symbol: Symbol, grid: Size | None, rtol: float) -> tuple[Tracks, dict[str, object]]:
@@ -157,8 +155,10 @@ class Tracked(Estimator):
             rtol: relative tolerance of the norm.
 
         Returns:
-            The tracks, highest first in each group, and what was done.
+            The tracks, highest first in each group and without images, and what was done.
         """
+        largest = symbol.weight.abs().max().clamp_min(torch.finfo(symbol.weight.dtype).tiny)
+        symbol = Symbol(symbol.weight / largest, symbol.layout)  # heights are squared: keep them in range
         w = _on_grid(seeds(symbol.layout.degrees), grid)
         tracks = cold_start(symbol, w, torch.Generator("cpu").manual_seed(self.seed))
         step = frequency_step(symbol, grid, everywhere=False)
@@ -175,6 +175,7 @@ class Tracked(Estimator):
             converged = height <= best * (1 + rtol / 20)
             best = max(best, height)
         tracks = tracks.take(tracks.height.sort(1, descending=True).indices)
+        tracks = Tracks(tracks.basis, tracks.w, tracks.height * largest)
         return tracks, {"sweeps": self.screening + count, "seeds": w.shape[0], "converged": converged}
 
 

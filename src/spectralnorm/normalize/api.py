@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import math
+import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import TypeVar, cast
 
 from torch import Tensor, nn
@@ -13,11 +13,21 @@ from torch.nn.utils import parametrize
 from spectralnorm.normalize.classes import own_class
 from spectralnorm.normalize.engine import Engine
 from spectralnorm.normalize.parametrization import SpectralNormalization
+from spectralnorm.operators.base import Operator
 from spectralnorm.operators.registry import as_operator, has_operator
 
-__all__ = ["attach", "check_plain", "normalisations", "refresh", "remove_spectral_norm", "spectral_normalize"]
+__all__ = [
+    "attach",
+    "check_plain",
+    "is_small",
+    "normalisations",
+    "refresh",
+    "remove_spectral_norm",
+    "spectral_normalize",
+]
 
 MODES = ("hard", "soft")
+_SMALL_MODEL = 2**20  # weights in all
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
 
@@ -67,7 +77,7 @@ def spectral_normalize(
         layers = {"": model_or_layer}
     else:
         layers = {name: layer for name, layer in model_or_layer.named_modules() if has_operator(layer)}
-    if not layers and not list(model_or_layer.children()):
+    if not layers and any(True for _ in model_or_layer.parameters(recurse=False)):
         as_operator(model_or_layer)  # raises, and says how to register the type
     if not layers:
         raise ValueError(
@@ -77,18 +87,25 @@ def spectral_normalize(
     for name, layer in layers.items():
         check_plain(layer, name)
     engine = Engine()
-    prepared = [SpectralNormalization(as_operator(layer), target, mode, engine) for layer in layers.values()]
+    operators = [as_operator(layer) for layer in layers.values()]
+    small = is_small(operators)
+    prepared = [SpectralNormalization(op, target, mode, engine, thorough=small) for op in operators]
     for layer, normalisation in zip(layers.values(), prepared, strict=True):  # all measured before one is changed
         attach(layer, normalisation)
     _warn_of_others(model_or_layer)
     return model_or_layer
 
 
+def is_small(operators: Sequence[Operator]) -> bool:
+    """Whether the layers are so small together that thorough sweeps cost them next to nothing."""
+    return sum(operator.weight.numel() for operator in operators) <= _SMALL_MODEL
+
+
 def attach(layer: nn.Module, normalisation: SpectralNormalization) -> None:
     """Register a normalisation on a layer's weight, and make the layer copy and pickle properly."""
     parametrize.register_parametrization(layer, "weight", normalisation)
     own_class(layer)
-    normalisation.attached()
+    normalisation.attached(_weight_list(layer).original)
 
 
 def remove_spectral_norm(model: AnyModule) -> AnyModule:
@@ -171,6 +188,8 @@ def _weight_list(layer: nn.Module) -> parametrize.ParametrizationList:
 
 def _normalised(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Name and module of every layer whose weight carries our parametrization."""
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
     for name, layer in model.named_modules():
         if parametrize.is_parametrized(layer, "weight") and any(
             isinstance(p, SpectralNormalization) for p in _weight_list(layer)
@@ -186,19 +205,17 @@ def check_plain(layer: nn.Module, name: str) -> None:
             f"{name or type(layer).__name__}.weight is already parametrised by {others}; expected a plain weight. "
             "Bake that in first with torch.nn.utils.parametrize.remove_parametrizations."
         )
-    if (
-        not isinstance(getattr(layer, "weight", None), Tensor)
-        or as_operator(layer).weight.shape != layer.weight.shape
-    ):
+    weight = layer._parameters.get("weight", layer._buffers.get("weight"))
+    if weight is None or as_operator(layer).weight.shape != weight.shape:
         raise ValueError(
-            f"{name or type(layer).__name__} has no parameter 'weight' that is its operator's weight; only such "
-            "layers can be normalised in place."
+            f"{name or type(layer).__name__} has no plain parameter 'weight' that is its operator's weight; expected "
+            "one. Remove what makes it (a hook of spectral_norm, weight_norm or pruning) first."
         )
 
 
 def _check_options(target: float, mode: str, method: str) -> None:
     number = isinstance(target, (int, float)) and not isinstance(target, bool)
-    if not (number and math.isfinite(target) and target > 0):
+    if not (number and 0 < target <= sys.float_info.max):
         raise ValueError(f"target={target!r} cannot be reached; expected a finite number above 0, such as 1.0.")
     if mode not in MODES:
         raise ValueError(f"mode={mode!r} is unknown; expected one of {', '.join(MODES)}.")

@@ -15,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spectralnorm.estimators.ascent import power_sweep
+from spectralnorm.estimators.ascent import Tracks, normalised, power_sweep, sweep
 from spectralnorm.estimators.tracked import frequency_step
+from spectralnorm.operators.base import undisturbed
 from spectralnorm.operators.fourier import SymbolStack
 
 if TYPE_CHECKING:
@@ -51,8 +52,7 @@ class Engine:
             alike[member.stack_key(weight)].append((member, weight))
         if not stale:
             return
-        device = stale[0][1].device.type
-        with torch.no_grad(), torch.autocast(device, enabled=False):  # half precision would move the norm
+        with undisturbed(stale[0][1].device):
             for stack in itertools.chain.from_iterable(map(_stacks, alike.values())):
                 advance([m for m, _ in stack], [w for _, w in stack])
 
@@ -66,45 +66,89 @@ class Engine:
 
 
 def advance(members: Sequence[SpectralNormalization], weights: Sequence[Tensor]) -> None:
-    """One step of each member's state, in place: the leading tracks, and every few steps one other in rotation.
+    """One step of each member's state, in place.
 
     Args:
         members: layers with equal `stack_key`.
         weights: their weights.
     """
     symbol = SymbolStack([member.symbol(weight) for member, weight in zip(members, weights, strict=True)])
-    slots = members[0].slots()
-    x, w = _gather(symbol, members, slots)
-    move = frequency_step(symbol, None, everywhere=False)
-    for _ in range(members[0].sweeps):
-        x, v, w, height, folded = power_sweep(symbol, x, w, move)
-    if len(slots) > 1:
-        x, v, w, height, folded = _leader_first(height, x, v, w, height, folded)
-    store(symbol, members, slots, (x, v, w, height, folded))
+    step = _climb if members[0].thorough else _glide
+    step(symbol, members)
     for member, weight in zip(members, weights, strict=True):
         member.turn += 1
         member.mark(weight)
 
 
+def _climb(symbol: SymbolStack, members: Sequence[SpectralNormalization]) -> None:
+    """A small model: a LOBPCG sweep of every track; now and then one starts anew elsewhere, as a scout.
+
+    A scout has some two dozen steps to climb before its turn comes again: so another frequency that overtakes
+    the leader is found (a stale maximum, `MATHS.md`, section 2).
+    """
+    slots = (slice(0, members[0].heights.shape[1]),)
+    basis, w = _gather(symbol, members, slots, 3)
+    scout = members[0].scout()
+    if scout is not None:
+        basis[:, scout], w[:, scout] = _start(symbol, members[0].turn, w[:, scout])
+    tracks = Tracks(basis, w, w.new_zeros(w.shape[:2]))
+    move = frequency_step(symbol, None, everywhere=False)
+    for _ in range(members[0].sweeps):
+        tracks = sweep(symbol, tracks, move)
+    place = torch.arange(w.shape[1], device=w.device)
+    best = tracks.height.argmax(1, keepdim=True)
+    tracks = tracks.take(torch.where(place == 0, best, torch.where(place == best, 0, place)))
+    assert tracks.images is not None  # noqa: S101 - every sweep leaves them
+    phases = symbol.layout.phases(tracks.w[:, 0])
+    v = symbol.unfold(tracks.images[:, 0, 0], phases)
+    v = v / tracks.height[:, 0, None, None].clamp_min(1e-30)
+    store(symbol, members, slots, (tracks.basis, v, tracks.w, tracks.height, symbol.fold(v, phases)))
+
+
+def _glide(symbol: SymbolStack, members: Sequence[SpectralNormalization]) -> None:
+    """A large model: a power sweep of the leaders, which reads the kernels least, and of one other in rotation."""
+    slots = members[0].slots()
+    basis, w = _gather(symbol, members, slots, 1)
+    move = frequency_step(symbol, None, everywhere=False)
+    x = basis[:, :, 0]
+    for _ in range(members[0].sweeps):
+        x, v, w, height, folded = power_sweep(symbol, x, w, move)
+    if len(slots) > 1:
+        x, v, w, height, folded = _leader_first(height, x, v, w, height, folded)
+    store(symbol, members, slots, (x[:, :, None], v[:, 0], w, height, folded[:, 0]))
+
+
+def _start(symbol: SymbolStack, seed: int, like: Tensor) -> tuple[Tensor, Tensor]:
+    """Basis (g, 3, rows) and frequency (g, axes) of a fresh track in every group; no global generator is used."""
+    generator = torch.Generator("cpu").manual_seed(seed)
+    x = torch.randn(symbol.groups, symbol.rows, 2, generator=generator, device="cpu").to(like)
+    for part, span in zip(symbol.parts, symbol.spans, strict=True):
+        x[span, part.rows :] = 0
+    x = normalised(torch.view_as_complex(x))
+    w = 2 * torch.pi * torch.rand(like.shape, generator=generator, device="cpu").to(like)
+    return torch.stack([x, torch.zeros_like(x), torch.zeros_like(x)], 1), w
+
+
 def _gather(
-    symbol: SymbolStack, members: Sequence[SpectralNormalization], slots: Sequence[int]
+    symbol: SymbolStack, members: Sequence[SpectralNormalization], slots: Sequence[slice], depth: int
 ) -> tuple[Tensor, Tensor]:
-    """X (g, k, rows) and w (g, k, axes) in these slots of every member, padded to the largest."""
-    u = members[0].u.new_zeros(symbol.groups, len(slots), symbol.rows, 2)
+    """Bases (g, k, depth, rows) and w (g, k, axes) in these slots of every member, padded to the largest."""
+    widths = [slot.stop - slot.start for slot in slots]
+    u = members[0].u.new_zeros(symbol.groups, sum(widths), depth, symbol.rows, 2)
     targets, sources = [], []
     for member, span, part in zip(members, symbol.spans, symbol.parts, strict=True):
-        for i, slot in enumerate(slots):
-            targets.append(u[span, i, : part.rows])
-            sources.append(member.u[:, slot])
+        for slot, target in zip(slots, u[span, :, :, : part.rows].split(widths, 1), strict=True):
+            targets.append(target)
+            sources.append(member.u[:, slot, :depth])
     torch._foreach_copy_(targets, sources)
-    w = [torch.cat([member.w[:, slot : slot + 1] for member in members]) for slot in slots]
+    w = [torch.cat([member.w[:, slot] for member in members]) for slot in slots]
     return torch.view_as_complex(u), torch.cat(w, 1)
 
 
 def store(
     symbol: SymbolStack,
     members: Sequence[SpectralNormalization],
-    slots: Sequence[int],
+    slots: Sequence[slice],
     tracks: tuple[Tensor, ...],
 ) -> None:
     """Write tracks to the members' slots, the first of each group as its leader.
@@ -113,20 +157,26 @@ def store(
         symbol: the members' symbols, stacked.
         members: the layers.
         slots: the k slots they belong in.
-        tracks: as `power_sweep` leaves them, k in each group.
+        tracks: bases (g, k, depth, rows), the leaders' unit v (g, c_in/g, components), w (g, k, axes),
+            heights (g, k), and the leaders' v with the phases folded in (g, c_in/g, taps).
     """
-    x, v, w, height, folded = tracks
-    right = torch.view_as_real(folded[:, 0].flatten(1)).mT  # (g, 2, c_in/g * taps)
-    left = torch.view_as_real(x[:, 0]).mT  # (g, 2, rows)
-    real_x, real_v = torch.view_as_real(x), torch.view_as_real(v[:, 0])
+    basis, v, w, height, folded = tracks
+    right = torch.view_as_real(folded.flatten(1)).mT  # (g, 2, c_in/g * taps)
+    left = torch.view_as_real(basis[:, 0, 0]).mT  # (g, 2, rows)
+    real_u, real_v, depth = torch.view_as_real(basis), torch.view_as_real(v), basis.shape[2]
+    widths = [slot.stop - slot.start for slot in slots]
     targets, sources = [], []
     for member, span, part in zip(members, symbol.spans, symbol.parts, strict=True):
         rows, inputs, taps = part.weight.shape[1:]
         targets.append(member.v)
         sources.append(real_v[span, :inputs])
-        for i, slot in enumerate(slots):
-            targets += [member.u[:, slot], member.w[:, slot], member.heights[:, slot]]
-            sources += [real_x[span, i, :rows], w[span, i], height[span, i]]
+        for whole, own in (
+            (real_u[span, :, :, :rows], member.u[:, :, :depth]),
+            (w[span], member.w),
+            (height[span], member.heights),
+        ):
+            targets += [own[:, slot] for slot in slots]
+            sources += [whole] if len(slots) == 1 else whole.split(widths, 1)
         member.lead(height[span, 0], left[span, :, :rows], right[span, :, : inputs * taps])
     torch._foreach_copy_(targets, sources)
 
@@ -141,7 +191,7 @@ def _stacks(members: _Members) -> list[_Members]:
     """Split layers of one layout into stacks, largest first, where padding does not outgrow the work."""
 
     def size(member: SpectralNormalization) -> int:
-        return member.u.shape[2] + member.v.shape[1] * member.v.shape[2]
+        return member.u.shape[3] + member.v.shape[1] * member.v.shape[2]
 
     members = sorted(members, key=lambda pair: -size(pair[0]))
     stacks: list[_Members] = []

@@ -6,6 +6,7 @@ once each time the weight has changed, in training only; reading the weight agai
 
 from __future__ import annotations
 
+import math
 import weakref
 from typing import Any, cast
 
@@ -16,13 +17,13 @@ from spectralnorm.estimators.ascent import lengths, normalised, power_sweep
 from spectralnorm.estimators.tracked import Tracked
 from spectralnorm.normalize.engine import Engine, store
 from spectralnorm.normalize.scaling import Direction, scale_weight
-from spectralnorm.operators.base import Operator, compute_dtype
+from spectralnorm.operators.base import Operator, compute_dtype, undisturbed
 from spectralnorm.operators.fourier import Symbol, SymbolStack
 
 __all__ = ["SpectralNormalization"]
 
-_TRACKS = 4
-_ROTATION = 4  # steps per sweep of another track beside the leader
+_TRACKS = 8
+_ROTATION = 4  # steps per fresh scout in a small model, or per sweep of another track in a large one
 _BUFFERS = ("u", "v", "w", "heights")
 _Mark = tuple[int, int]  # version and address of a weight
 
@@ -51,15 +52,16 @@ class _Seen:
 class SpectralNormalization(nn.Module):
     """Scales a weight so that its layer's size-free spectral norm is the target.
 
-    Buffers (complex numbers as a last axis of 2; slot 0 of the m tracks leads its group): `u` (g, m, rows, 2),
-    left vectors; `v` (g, c_in/g, components, 2), the leaders' right vectors; `w` (g, m, axes), frequencies;
-    `heights` (g, m). The norm is the highest leader's height.
+    Buffers (complex numbers as a last axis of 2; slot 0 of the m tracks leads its group): `u` (g, m, 3, rows, 2),
+    each track's left vector, last direction and residual; `v` (g, c_in/g, components, 2), the leaders' right
+    vectors; `w` (g, m, axes), frequencies; `heights` (g, m). The norm is the highest leader's height.
 
     Attributes:
         target: the norm the scaled weight has.
         mode: "hard" scales always, "soft" only norms above the target.
         sweeps: sweeps per change of the weight.
         engine: moves the states of all layers of a model together.
+        thorough: whether a step sweeps every track, with scouts among them, or does the least that keeps up.
         turn: how often the state has moved.
     """
 
@@ -68,24 +70,35 @@ class SpectralNormalization(nn.Module):
     w: Tensor
     heights: Tensor
 
-    def __init__(self, operator: Operator, target: float, mode: str, engine: Engine, sweeps: int = 1) -> None:
+    def __init__(
+        self,
+        operator: Operator,
+        target: float,
+        mode: str,
+        engine: Engine,
+        *,
+        sweeps: int = 1,
+        thorough: bool = True,
+    ) -> None:
         super().__init__()
         symbol = operator.symbol()
         self.target, self.mode, self.sweeps, self.engine, self.turn = target, mode, sweeps, engine, 0
+        self.thorough = thorough
         self._blocks = tuple(symbol.weight.shape)
         self._layout = symbol.layout
         self._key = (tuple(map(tuple, self._layout.positions.tolist())), sweeps)
         self._seen = _Seen()
-        self._pending: str | None = None  # "keep" or "converge" at the next use: after loading, after a write
+        self._pending: str | None = None  # "check" or "converge" at the next use: after a copy, after a write
+        self._print: tuple[float, ...] = ()  # for "check": fingerprint of the weight the state belongs to
         self._attached = False
-        self._allocate(operator.weight)
+        with torch.inference_mode(False):
+            self._allocate(operator.weight)
         self.converge(operator.weight)
-        self._pending = "keep"
 
     def _allocate(self, weight: Tensor) -> None:
         groups, rows, columns, _ = self._blocks
         axes, components = self._layout.axes, self._layout.components
-        shapes = ((_TRACKS, rows, 2), (columns, components, 2), (_TRACKS, axes), (_TRACKS,))
+        shapes = ((_TRACKS, 3, rows, 2), (columns, components, 2), (_TRACKS, axes), (_TRACKS,))
         for name, shape in zip(_BUFFERS, shapes, strict=True):
             zeros = torch.zeros((groups, *shape), dtype=compute_dtype(weight), device=weight.device)
             self.register_buffer(name, zeros)
@@ -97,13 +110,18 @@ class SpectralNormalization(nn.Module):
 
     def stack_key(self, weight: Tensor) -> tuple[Any, ...]:
         """Layers with equal keys can be swept together."""
-        return (self._key, self.heights.dtype, weight.device, self.slots())
+        phase = self.turn % (_ROTATION * (_TRACKS - 1))
+        return (self._key, self.heights.dtype, weight.device, self.thorough, phase)
 
-    def slots(self) -> tuple[int, ...]:
-        """The tracks the next step sweeps: the leaders, and in every fourth step one other in rotation."""
-        if self.turn % _ROTATION:
-            return (0,)
-        return (0, 1 + self.turn // _ROTATION % (_TRACKS - 1))
+    def scout(self) -> int | None:
+        """The track that starts anew before the next step, if one does; never the leader."""
+        turn, rest = divmod(self.turn, _ROTATION)
+        return None if rest else 1 + turn % (_TRACKS - 1)
+
+    def slots(self) -> tuple[slice, ...]:
+        """The tracks the next step sweeps in a large model: the leaders, and at times one other in rotation."""
+        other = self.scout()
+        return (slice(0, 1),) if other is None else (slice(0, 1), slice(other, other + 1))
 
     @property
     def sigma(self) -> Tensor:
@@ -122,6 +140,8 @@ class SpectralNormalization(nn.Module):
         if self._pending is not None:
             self._settle(weight)
         mark = _mark_of(weight)
+        if not self._attached:
+            self.mark(weight)  # torch calls this while registering, with the weight just measured
         if self.training and seen.mark != mark:
             self.engine.update()
         if seen.lead is None or seen.lead_mark != mark:
@@ -136,9 +156,12 @@ class SpectralNormalization(nn.Module):
             self._pending = "converge"
         return value
 
-    def attached(self) -> None:
-        """Note that a layer carries this parametrization now."""
+    def attached(self, weight: Tensor) -> None:
+        """Note that a layer carries this parametrization now, and that the state belongs to its weight."""
         self._attached = True
+        self._pending = None
+        self._seen.weight = weakref.ref(weight)
+        self.mark(weight)
 
     def changed_weight(self) -> Tensor | None:
         """The weight, when in training and changed since the state last moved."""
@@ -160,64 +183,80 @@ class SpectralNormalization(nn.Module):
         self._seen.lead = (heights.amax(), Direction(left, right))
 
     def _settle(self, weight: Tensor) -> None:
-        if self._pending == "converge":
+        """Do at the first use after a copy, a load or an assignment what could not be done then."""
+        pending, self._pending = self._pending, None
+        self._seen.lead = None
+        if pending == "converge":
             self.converge(weight)
-        else:
-            self._seen.lead = None
-        self._pending = None
-        self.mark(weight)
+        if pending == "converge" or _alike(self._print, _fingerprint(weight)):
+            self.mark(weight)
 
-    @torch.no_grad()
+    def _current_print(self) -> tuple[float, ...]:
+        """Fingerprint of the weight the state belongs to; empty when the weight has moved on."""
+        if self._pending is not None:
+            return self._print if self._pending == "check" else ()
+        seen = self._seen
+        weight = seen.weight() if seen.weight is not None else None
+        return _fingerprint(weight) if weight is not None and seen.mark == _mark_of(weight) else ()
+
     def _lead_on(self, weight: Tensor, mark: _Mark) -> None:
         """Work out the lead from the state as it is, or from its heights on a weight changed since, in eval."""
-        symbol, heights, left = self.symbol(weight), self.heights[:, 0].clone(), self.u[:, 0].clone()
-        with torch.autocast(weight.device.type, enabled=False):
-            folded = symbol.fold(torch.view_as_complex(self.v), symbol.layout.phases(self.w[:, 0]))
-            ahead = None if self._seen.mark == mark else symbol.read(folded[:, None])[:, 0]
-        if ahead is not None:
-            heights, left = lengths(ahead), torch.view_as_real(normalised(ahead))
-        self.lead(heights, left.mT, torch.view_as_real(folded.flatten(1)).mT)
-        self._seen.lead_mark = mark
+        with undisturbed(weight.device):
+            symbol, heights, left = self.symbol(weight), self.heights[:, 0].clone(), self.u[:, 0, 0].clone()
+            v = torch.view_as_complex(self.v)
+            folded = symbol.fold(v, symbol.layout.phases(self.w[:, 0]))
+            if self._seen.mark != mark:
+                folded = folded / lengths(v.flatten(1))[:, None, None].clamp_min(
+                    1e-30
+                )  # averaged copies have shorter v
+                ahead = symbol.read(folded[:, None])[:, 0]
+                heights, left = lengths(ahead), torch.view_as_real(normalised(ahead))
+            self.lead(heights, left.mT, torch.view_as_real(folded.flatten(1)).mT)
+            self._seen.lead_mark = mark
 
     # -- the state ----------------------------------------------------------------------------------
 
-    @torch.no_grad()
     def converge(self, weight: Tensor) -> None:
         """Find the state of a weight from cold."""
-        symbol = self.symbol(weight)
-        with torch.autocast(weight.device.type, enabled=False):
+        with undisturbed(weight.device):
+            symbol = self.symbol(weight)
             tracks, _ = Tracked(tracks=2 * _TRACKS).climb(symbol, None, 1e-3)
             tracks = tracks.take(tracks.distinct(_TRACKS))
-            swept = power_sweep(symbol, tracks.basis[:, :, 0], tracks.w, lambda _, w: w)
-        store(SymbolStack([symbol]), [self], range(_TRACKS), swept)
+            x, v, w, height, folded = power_sweep(symbol, *tracks.start(), lambda _, w: w)
+            self.u.zero_()
+            self.heights.zero_()
+            basis = torch.stack([x, torch.zeros_like(x), torch.zeros_like(x)], 2)
+            slots = (slice(0, w.shape[1]),)
+            store(SymbolStack([symbol]), [self], slots, (basis, v[:, 0], w, height, folded[:, 0]))
         self.turn = 0
 
     # -- copies, checkpoints, devices ---------------------------------------------------------------
 
     def get_extra_state(self) -> Tensor:
-        """What a checkpoint holds beside the buffers: `turn`."""
-        return torch.tensor(self.turn)
+        """What a checkpoint holds beside the buffers: `turn`, and the fingerprint of the state's weight."""
+        return torch.tensor([self.turn, *self._current_print()], dtype=torch.float64)
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take up where a checkpoint left off."""
-        self.turn = int(state)
+        turn, *fingerprint = state.tolist()
+        self.turn, self._print = int(turn), tuple(fingerprint)
 
     def __getstate__(self) -> dict[str, Any]:
-        seen = self._seen
-        weight = seen.weight() if seen.weight is not None else None
-        current = weight is not None and seen.mark == _mark_of(weight)
-        pending = self._pending or ("keep" if current else None)
-        return {**self.__dict__, "_seen": _Seen(), "_pending": pending}
+        pending = self._pending or "check"
+        return {**self.__dict__, "_seen": _Seen(), "_print": self._current_print(), "_pending": pending}
 
-    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, metadata: Any, *args: Any) -> None:
         """Weights that come with their state keep it bit for bit; weights without it reconverge."""
-        with_state = all(prefix + name in state_dict for name in (*_BUFFERS, "_extra_state"))
-        with_weight = prefix.rsplit(".", 2)[0] + ".original" in state_dict
-        missing = cast("list[str]", args[2])
-        super()._load_from_state_dict(state_dict, prefix, *args)
+        complete = all(prefix + name in state_dict for name in (*_BUFFERS, "_extra_state"))
+        missing = cast("list[str]", args[1])
+        super()._load_from_state_dict(state_dict, prefix, metadata, *args)
         missing[:] = [key for key in missing if not key.startswith(prefix)]
-        if with_state or with_weight:
-            self._pending = "keep" if with_state else "converge"
+        weight = self._seen.weight() if self._seen.weight is not None else None
+        replaced = bool(metadata.get("assign_to_params_buffers"))
+        if complete:
+            self._pending = "check"
+        elif replaced or weight is None or self._seen.mark != _mark_of(weight):
+            self._pending = "converge"
 
     def _apply(self, fn: Any, recurse: bool = True) -> SpectralNormalization:
         """Move devices and dtypes like any module, but never below float32: sigma would lose its digits."""
@@ -232,6 +271,21 @@ class SpectralNormalization(nn.Module):
     def extra_repr(self) -> str:
         """Target, mode and the last norm."""
         return f"target={self.target:g}, mode={self.mode!r}, sigma={float(self.sigma):.4g}"
+
+
+@torch.no_grad()
+def _fingerprint(weight: Tensor) -> tuple[float, ...]:
+    """Sums that tell a weight from a changed one, over copies, devices and files."""
+    exact = weight.detach().double()
+    return float(exact.sum()), float(exact.square().sum())
+
+
+def _alike(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
+    """Whether two fingerprints agree up to the order of summation; an empty one agrees with none."""
+    return len(one) == len(other) and all(
+        math.isclose(a, b, rel_tol=1e-9, abs_tol=1e-9 * math.sqrt(abs(other[-1])))
+        for a, b in zip(one, other, strict=True)
+    )
 
 
 def _mark_of(weight: Tensor) -> _Mark:

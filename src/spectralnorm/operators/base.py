@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
 from spectralnorm.operators.fourier import Symbol
 
-__all__ = ["Operator", "Size", "check_weight", "compute_dtype"]
+__all__ = ["Operator", "Size", "check_weight", "compute_dtype", "undisturbed"]
 
 Size = tuple[int, ...]
 _REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -67,6 +69,13 @@ class Operator(ABC):
     @abstractmethod
     def flattened(self) -> Tensor:
         """The kernel as PyTorch's `spectral_norm` flattens it: (outputs, the rest)."""
+
+
+@contextmanager
+def undisturbed(device: torch.device) -> Iterator[None]:
+    """Compute as asked, whatever surrounds the call: without autograd, autocast or inference tensors."""
+    with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:

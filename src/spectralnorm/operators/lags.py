@@ -68,7 +68,7 @@ class Lags:
         terms = self._terms(a, w)
         slope = -(terms.imag @ self.vectors)
         curvature = (terms.real @ self.squares).unflatten(-1, (w.shape[-1], w.shape[-1]))
-        bends, axes = torch.linalg.eigh(curvature)
+        bends, axes = torch.linalg.eigh(torch.where(curvature.isfinite(), curvature, 0.0))
         along = (slope[..., None, :] @ axes)[..., 0, :] / (
             bends.abs() + 1e-6 * bends.abs().amax(-1, keepdim=True) + 1e-30
         )
