@@ -254,6 +254,18 @@ def test_a_copy_changed_before_its_first_use(duplicate: Callable[[Any], Any], tr
     assert_normalised(other)
 
 
+@each_copy
+def test_a_copy_with_shuffled_weights_moves(duplicate: Callable[[Any], Any]) -> None:
+    """The same numbers in another order are a change like any other."""
+    net = sn.spectral_normalize(conv_net())
+    net(images())
+    other = duplicate(net)
+    with torch.no_grad():
+        original(other[2]).copy_(original(net[2]).flatten().flip(0).view_as(original(net[2])))
+    other(images())
+    assert normalisation(other[2]).turn == normalisation(net[2]).turn + 1
+
+
 def test_a_copied_layer_can_take_another_place() -> None:
     net = trained()
     net[2] = copy.deepcopy(net[2])

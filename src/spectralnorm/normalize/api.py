@@ -27,6 +27,7 @@ __all__ = [
 ]
 
 MODES = ("hard", "soft")
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 _SMALL_MODEL = 2**20  # weights in all
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -77,7 +78,7 @@ def spectral_normalize(
         layers = {"": model_or_layer}
     else:
         layers = {name: layer for name, layer in model_or_layer.named_modules() if has_operator(layer)}
-    if not layers and any(True for _ in model_or_layer.parameters(recurse=False)):
+    if not layers and not isinstance(model_or_layer, _CONTAINERS) and not list(model_or_layer.children()):
         as_operator(model_or_layer)  # raises, and says how to register the type
     if not layers:
         raise ValueError(
@@ -208,15 +209,17 @@ def check_plain(layer: nn.Module, name: str) -> None:
     weight = layer._parameters.get("weight", layer._buffers.get("weight"))
     if weight is None or as_operator(layer).weight.shape != weight.shape:
         raise ValueError(
-            f"{name or type(layer).__name__} has no plain parameter 'weight' that is its operator's weight; expected "
-            "one. Remove what makes it (a hook of spectral_norm, weight_norm or pruning) first."
+            f"{name or type(layer).__name__} has no plain parameter 'weight' that is its operator's weight; "
+            "expected one. Remove what makes it (a hook of spectral_norm, weight_norm or pruning) first."
         )
 
 
 def _check_options(target: float, mode: str, method: str) -> None:
     number = isinstance(target, (int, float)) and not isinstance(target, bool)
     if not (number and 0 < target <= sys.float_info.max):
-        raise ValueError(f"target={target!r} cannot be reached; expected a finite number above 0, such as 1.0.")
+        raise ValueError(
+            f"target={target!r:.60} cannot be reached; expected a finite number above 0, such as 1.0."
+        )
     if mode not in MODES:
         raise ValueError(f"mode={mode!r} is unknown; expected one of {', '.join(MODES)}.")
     if method != "tracked":

@@ -93,7 +93,7 @@ def _climb(symbol: SymbolStack, members: Sequence[SpectralNormalization]) -> Non
         basis[:, scout], w[:, scout] = _start(symbol, members[0].turn, w[:, scout])
     tracks = Tracks(basis, w, w.new_zeros(w.shape[:2]))
     move = frequency_step(symbol, None, everywhere=False)
-    for _ in range(members[0].sweeps):
+    for _ in range(2 * members[0].sweeps):  # the second reads little: images are carried along
         tracks = sweep(symbol, tracks, move)
     place = torch.arange(w.shape[1], device=w.device)
     best = tracks.height.argmax(1, keepdim=True)

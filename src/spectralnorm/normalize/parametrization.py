@@ -23,7 +23,8 @@ from spectralnorm.operators.fourier import Symbol, SymbolStack
 __all__ = ["SpectralNormalization"]
 
 _TRACKS = 8
-_ROTATION = 4  # steps per fresh scout in a small model, or per sweep of another track in a large one
+_SCOUT = 2  # steps per fresh scout in a small model
+_ROTATION = 8  # steps per sweep of a track beside the leader in a large one
 _BUFFERS = ("u", "v", "w", "heights")
 _Mark = tuple[int, int]  # version and address of a weight
 
@@ -110,12 +111,16 @@ class SpectralNormalization(nn.Module):
 
     def stack_key(self, weight: Tensor) -> tuple[Any, ...]:
         """Layers with equal keys can be swept together."""
-        phase = self.turn % (_ROTATION * (_TRACKS - 1))
+        phase = self.turn % (self._every * (_TRACKS - 1))
         return (self._key, self.heights.dtype, weight.device, self.thorough, phase)
 
+    @property
+    def _every(self) -> int:
+        return _SCOUT if self.thorough else _ROTATION
+
     def scout(self) -> int | None:
-        """The track that starts anew before the next step, if one does; never the leader."""
-        turn, rest = divmod(self.turn, _ROTATION)
+        """The track beside the leader whose turn it is in the next step, if one's is."""
+        turn, rest = divmod(self.turn, self._every)
         return None if rest else 1 + turn % (_TRACKS - 1)
 
     def slots(self) -> tuple[slice, ...]:
@@ -277,7 +282,8 @@ class SpectralNormalization(nn.Module):
 def _fingerprint(weight: Tensor) -> tuple[float, ...]:
     """Sums that tell a weight from a changed one, over copies, devices and files."""
     exact = weight.detach().double()
-    return float(exact.sum()), float(exact.square().sum())
+    places = torch.arange(exact.numel(), dtype=torch.float64, device=exact.device).cos()
+    return float(exact.sum()), float(exact.flatten() @ places), float(exact.square().sum())
 
 
 def _alike(one: tuple[float, ...], other: tuple[float, ...]) -> bool:
