@@ -173,10 +173,10 @@ class Symbol:
 
     def unfold(self, images: Tensor, phases: Tensor) -> Tensor:
         """K^(w)^H u from its images (..., c_in/g, taps) and the phases (..., taps): (..., c_in/g, components)."""
-        turned = images * phases.conj()[..., None, :]
-        if self.layout.components == 1:
-            return turned.sum(-1, keepdim=True)
-        return turned @ self.layout.scatter(turned)
+        waves = phases.conj()[..., None]
+        if self.layout.components > 1:
+            waves = waves * self.layout.scatter(waves)
+        return images @ waves
 
     def fold(self, v: Tensor, phases: Tensor) -> Tensor:
         """Spread v (..., c_in/g, components) over the taps, phases included: (..., c_in/g, taps)."""
