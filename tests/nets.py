@@ -88,7 +88,7 @@ def assert_same(one: dict[str, Any], other: dict[str, Any]) -> None:
             assert value == other[name], name
 
 
-def settle(layer: nn.Module, sweeps: int = 40) -> nn.Module:
+def settle(layer: nn.Module, sweeps: int = 20) -> nn.Module:
     """Move a layer's state this often, its weight as it is: to full convergence."""
     layer.train()
     with torch.no_grad():

@@ -42,7 +42,7 @@ KINDS = (
     "conv2d-circular-stride-divides",
     "conv3d-2x3x1",
 )
-PLAIN = [c for c in CASES if str(c) not in SLOW and "zero" not in str(c)]
+PLAIN = [c for c in CASES if str(c) not in (*SLOW, *KINDS) and "zero" not in str(c)]
 each_kind = pytest.mark.parametrize("case", [c for c in CASES if str(c) in KINDS], ids=str)
 each_mode = pytest.mark.parametrize("mode", ["hard", "soft"])
 
@@ -287,7 +287,7 @@ def follow(net: nn.Module, optimizer: torch.optim.Optimizer, every: int, within:
 @pytest.mark.parametrize("options", [{}, {"mode": "soft", "target": 0.4}], ids=["hard", "soft"])
 def test_the_state_follows_the_truth_through_training(options: dict[str, Any]) -> None:
     net = sn.spectral_normalize(conv_net(), **options)
-    losses = follow(net, sgd(net, lr=0.003, momentum=0.0), every=5 if options else 2)
+    losses = follow(net, sgd(net, lr=0.003, momentum=0.0), every=10 if options else 3)
     assert losses[-1] < losses[0]
     assert max(errors(net)) < 1e-3
 
@@ -296,7 +296,7 @@ def test_the_state_follows_weights_that_move_by_several_percent_a_step() -> None
     """It lags by a few percent while they run, and has caught up soon after they stop."""
     net = sn.spectral_normalize(conv_net())
     start = [original(net[i]).detach().clone() for i in LAYERS]
-    losses = follow(net, sgd(net), every=2, within=0.1)
+    losses = follow(net, sgd(net), every=3, within=0.1)
     for _ in range(30):
         with torch.no_grad():
             for i in LAYERS:

@@ -16,8 +16,6 @@ from reference import size_free_norm
 
 KINDS = (  # the norm stands clear of the singular values that follow
     "linear-wide",
-    "linear-tall",
-    "conv1d-k5-beyond-same",
     "conv1d-stride3-dilation2",
     "conv2d-3x3-same",
     "conv2d-groups",
