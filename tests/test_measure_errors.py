@@ -189,7 +189,7 @@ def test_padding_mode_without_an_operator(mode: Any) -> None:
 def test_unknown_layer(layer: nn.Module) -> None:
     name = type(layer).__name__
     message = complaint(TypeError, lambda: sn.spectral_norm(layer))
-    says(message, name, "Conv2d, Conv3d, Linear", f"@spectralnorm.register_operator({name})")
+    says(message, name, "Conv2d", "Linear", f"@spectralnorm.register_operator({name})")
 
 
 @pytest.mark.parametrize("thing", ["conv", None, 3, [[1.0]], nn.Linear])

@@ -99,11 +99,12 @@ def test_missing_file_says_what_to_install(folder: Path, name: str) -> None:
         (idx((3, 28, 28), b"")[:-1], "3 sizes"),
         (b"", "got a header of ''"),
         (b"<html>not found</html>", "got a header of '3c68746d'"),
-        (gzip.compress(idx((3, 28, 28), bytes(28 * 28 * 3)))[:-9], "damaged gzip"),
+        (gzip.compress(idx((3, 28, 28), bytes(28 * 28 * 3)), mtime=0)[:-9], "damaged gzip"),
         (b"\x1f\x8b rest", "damaged gzip"),
         (idx((3, 8, 8), bytes(8 * 8 * 3)), r"shape \(8, 8\)"),
         (idx((2, 28, 28), bytes(28 * 28 * 2)), "2 images .* 3 labels"),
     ],
+    ids=lambda value: value if isinstance(value, str) else "file",
 )
 def test_bad_image_file_is_named(folder: Path, raw: bytes, complaint: str) -> None:
     (folder / "train-images-idx3-ubyte").write_bytes(raw)
