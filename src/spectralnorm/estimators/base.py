@@ -18,6 +18,7 @@ __all__ = [
     "attach_gradient",
     "check_counts",
     "dense_rounding",
+    "frobenius_norm",
     "layer_bound",
     "phase_rounding",
     "random_input",
@@ -106,6 +107,13 @@ def random_input(operator: Operator, size: Size, generator: torch.Generator) -> 
     return v.to(weight.device, dtype)
 
 
+def frobenius_norm(weight: Tensor) -> float:
+    """Frobenius norm in float64, without overflow or underflow of the squares; 0 for a zero weight only."""
+    exact = weight.detach().double()
+    largest = float(exact.abs().max())
+    return largest * float(torch.linalg.vector_norm(exact / largest)) if largest else 0.0
+
+
 def phase_rounding(symbol: Symbol) -> float:
     """Bound on the error that rounded phases make in K^(w) computed in float64.
 
@@ -117,7 +125,7 @@ def phase_rounding(symbol: Symbol) -> float:
     """
     layout, weight = symbol.layout, symbol.weight.detach()
     per_tap = ((layout.axes + 2) * layout.reach + 4) * 2.0**-53
-    return per_tap * math.sqrt(weight.shape[3]) * float(torch.linalg.vector_norm(weight.double()))
+    return per_tap * math.sqrt(weight.shape[3]) * frobenius_norm(weight)
 
 
 def layer_bound(operator: Operator, v: Tensor, method: str, stats: dict[str, Any]) -> Bound:
@@ -142,7 +150,7 @@ def layer_bound(operator: Operator, v: Tensor, method: str, stats: dict[str, Any
         sigma = float(torch.linalg.vector_norm(image))
         u = (image / max(sigma, 1e-300)).to(weight)
         taps, terms = math.prod(weight.shape[2:]), math.prod(weight.shape[1:])
-        scale = math.sqrt(taps) * float(torch.linalg.vector_norm(weight.double()))
+        scale = math.sqrt(taps) * frobenius_norm(weight)
     slack = (terms + 8) * 2.0**-53 * scale * operator.size_free_factor()
     lower = max(0.0, sigma - slack)
     bilinear = (operator.apply(v[None].to(weight))[0] * u).sum()

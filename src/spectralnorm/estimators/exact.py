@@ -14,7 +14,14 @@ import torch
 from torch import Tensor
 
 from spectralnorm.bound import Bound
-from spectralnorm.estimators.base import Estimator, attach_gradient, check_counts, dense_rounding, phase_rounding
+from spectralnorm.estimators.base import (
+    Estimator,
+    attach_gradient,
+    check_counts,
+    dense_rounding,
+    frobenius_norm,
+    phase_rounding,
+)
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.fourier import Symbol
 
@@ -74,7 +81,7 @@ class Exact(Estimator):
             block = working.at(w[index][None])[0, group]
             u, s, vh = torch.linalg.svd(block, full_matrices=False)
             # ||K^(w)||_F <= sum_t ||K_t||_F <= sqrt(taps) ||W||_F
-            frobenius = math.sqrt(working.weight.shape[3]) * float(torch.linalg.vector_norm(working.weight))
+            frobenius = math.sqrt(working.weight.shape[3]) * frobenius_norm(working.weight)
         rounding = dense_rounding(working.rows, working.columns, frobenius, self.dtype) + phase_rounding(symbol)
         sigma = float(s[0])
         bilinear = symbol.bilinear(group, u[:, 0], vh[0].conj(), w[index])
@@ -95,7 +102,7 @@ class Exact(Estimator):
             matrix = operator.apply(basis.reshape(-1, *shape)).flatten(1).T
             u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         sigma = float(s[0])
-        frobenius = float(torch.linalg.vector_norm(matrix))
+        frobenius = frobenius_norm(matrix)
         rounding = dense_rounding(matrix.shape[0], columns, frobenius, self.dtype)
         weight = operator.weight
         image = operator.apply(vh[0].reshape(1, *shape).to(weight)).flatten()

@@ -13,7 +13,7 @@ from typing import ClassVar
 import torch
 
 from spectralnorm.bound import Bound
-from spectralnorm.estimators.base import Estimator, attach_gradient, dense_rounding
+from spectralnorm.estimators.base import Estimator, attach_gradient, dense_rounding, frobenius_norm
 from spectralnorm.operators.base import Operator, Size
 
 __all__ = ["Flattened"]
@@ -41,7 +41,7 @@ class Flattened(Estimator):
         flat = operator.flattened()
         with torch.no_grad():
             u, s, vh = torch.linalg.svd(flat.double(), full_matrices=False)
-            frobenius = float(torch.linalg.vector_norm(flat.double()))
+            frobenius = frobenius_norm(flat)
         sigma = float(s[0])
         rounding = dense_rounding(flat.shape[0], flat.shape[1], frobenius, torch.float64)
         bilinear = (flat * torch.outer(u[:, 0], vh[0]).to(flat)).sum()

@@ -19,7 +19,6 @@ from spectralnorm.operators.base import Operator, Size
 
 __all__ = ["MatrixFree"]
 
-_TINY = 1e-30
 _BASIS_ENTRIES = 2**26  # of basis vectors held at once: 256 MiB in float32
 
 
@@ -60,7 +59,7 @@ def _run(operator: Operator, size: Size, v: Tensor, rtol: float, most: int) -> t
     """One Lanczos run from v: the best Ritz vector, the steps taken, whether it has converged."""
     shape, columns = v.shape, v.numel()
     most = max(2, min(most, columns, _BASIS_ENTRIES // columns, 200))
-    basis = [(v / torch.linalg.vector_norm(v).clamp_min(_TINY)).flatten()]
+    basis = [(v / torch.linalg.vector_norm(v).clamp_min(torch.finfo(v.dtype).tiny)).flatten()]
     alphas: list[float] = []
     betas: list[float] = []
     left = torch.zeros((), device=v.device)
@@ -68,14 +67,14 @@ def _run(operator: Operator, size: Size, v: Tensor, rtol: float, most: int) -> t
         image = operator.apply(basis[-1].reshape(shape))
         image = image - betas[-1] * left if betas else image
         alphas.append(float(torch.linalg.vector_norm(image)))
-        left = image / max(alphas[-1], _TINY)
+        left = image / max(alphas[-1], torch.finfo(v.dtype).tiny)
         back = operator.adjoint(left, size).flatten()
         stacked = torch.stack(basis)
         for _ in range(2):  # twice is enough (Kahan)
             back = back - stacked.T @ (stacked @ back)
         betas.append(float(torch.linalg.vector_norm(back)))
         ritz, sigma, residual = _ritz(alphas, betas)
-        exhausted = betas[-1] <= max(1e-7 * max(alphas), _TINY)
+        exhausted = betas[-1] <= 1e-7 * max(alphas)
         if residual <= rtol / 50 * sigma or exhausted or step + 1 == columns:
             return (ritz.to(stacked) @ stacked).reshape(shape), step + 1, True
         basis.append(back / betas[-1])

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spectralnorm.bound import Bound
 from spectralnorm.estimators.ascent import FrequencyStep, Tracks, lengths, normalised, sweep
-from spectralnorm.estimators.base import Estimator, attach_gradient, check_counts, phase_rounding
+from spectralnorm.estimators.base import Estimator, attach_gradient, check_counts, frobenius_norm, phase_rounding
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.fourier import Symbol
 from spectralnorm.operators.lags import lags_of
@@ -215,7 +215,7 @@ def _bound(symbol: Symbol, tracks: Tracks, grid: Size | None, stats: dict[str, o
         v = exact.unfold(exact.read_adjoint(x[None, None])[0, 0], exact.layout.phases(w)).flatten()
         sigma = float(torch.linalg.vector_norm(v))
         taps = symbol.weight.shape[3]
-        scale = math.sqrt(taps) * float(torch.linalg.vector_norm(exact.weight))
+        scale = math.sqrt(taps) * frobenius_norm(exact.weight)
     rounding = (symbol.rows + taps + 8) * 2.0**-53 * scale + phase_rounding(symbol)
     lower = max(0.0, sigma - rounding)
     real = torch.complex128 if symbol.weight.dtype == torch.float64 else torch.complex64

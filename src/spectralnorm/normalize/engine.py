@@ -141,8 +141,9 @@ def _gather(
             targets.append(target)
             sources.append(member.u[:, slot, :depth])
     torch._foreach_copy_(targets, sources)
-    w = [torch.cat([member.w[:, slot] for member in members]) for slot in slots]
-    return torch.view_as_complex(u), torch.cat(w, 1)
+    w = torch.cat([torch.cat([member.w[:, slot] for member in members]) for slot in slots], 1)
+    # weights that were not finite for a while leave tracks that are not: start those from zero, for others to pass
+    return torch.view_as_complex(u.nan_to_num_(0.0, 0.0, 0.0)), w.nan_to_num(0.0, 0.0, 0.0)
 
 
 def store(

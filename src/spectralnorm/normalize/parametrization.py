@@ -227,7 +227,10 @@ class SpectralNormalization(nn.Module):
             symbol = self.symbol(weight)
             tracks, _ = Tracked(tracks=2 * _TRACKS).climb(symbol, None, 1e-3)
             tracks = tracks.take(tracks.distinct(_TRACKS))
-            x, v, w, height, folded = power_sweep(symbol, *tracks.start(), lambda _, w: w)
+            largest = symbol.weight.abs().max().clamp_min(torch.finfo(symbol.weight.dtype).tiny)
+            unit = Symbol(symbol.weight / largest, symbol.layout)
+            x, v, w, height, folded = power_sweep(unit, *tracks.start(), lambda _, w: w)
+            height = height * largest
             self.u.zero_()
             self.heights.zero_()
             basis = torch.stack([x, torch.zeros_like(x), torch.zeros_like(x)], 2)

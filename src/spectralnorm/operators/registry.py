@@ -135,8 +135,8 @@ def _conv_operator(
     axes = weight.ndim - 2
     if padding_mode not in ("zeros", "circular"):
         raise ValueError(
-            f"padding_mode={padding_mode!r} has no operator; expected 'zeros' or 'circular'. For another "
-            "padding, register an operator of your own for the layer type."
+            f"padding_mode={padding_mode!r} has no operator; expected 'zeros' or 'circular'. Use one of these, or "
+            "register an operator for a layer type of your own."
         )
     if not _is_count(groups, 1) or weight.shape[0] % groups:
         raise ValueError(
