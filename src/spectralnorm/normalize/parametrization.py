@@ -207,16 +207,16 @@ class SpectralNormalization(nn.Module):
     def _lead_on(self, weight: Tensor, mark: _Mark) -> None:
         """Work out the lead from the state as it is, or from its heights on a weight changed since, in eval."""
         with undisturbed(weight.device):
-            symbol, heights, left = self.symbol(weight), self.heights[:, 0].clone(), self.u[:, 0, 0].clone()
-            v = torch.view_as_complex(self.v)
+            symbol, v = self.symbol(weight), torch.view_as_complex(self.v)
             folded = symbol.fold(v, symbol.layout.phases(self.w[:, 0]))
-            if self._seen.mark != mark:
-                folded = folded / lengths(v.flatten(1))[:, None, None].clamp_min(
-                    1e-30
-                )  # averaged copies have shorter v
+            heights, left = self.heights[:, 0].clone(), torch.view_as_complex(self.u[:, 0, 0].clone())
+            if self._seen.mark != mark and float(lengths(v.flatten(1)).min()) > 0.999:
                 ahead = symbol.read(folded[:, None])[:, 0]
-                heights, left = lengths(ahead), torch.view_as_real(normalised(ahead))
-            self.lead(heights, left.mT, torch.view_as_real(folded.flatten(1)).mT)
+                heights, left = lengths(ahead), normalised(ahead)
+            elif self._seen.mark != mark:  # averaged buffers, or a kernel that was zero: no unit vectors to go by
+                x, _, _, height, fresh = self._cold(symbol)
+                heights, left, folded = height[:, 0], x[:, 0], fresh[:, 0]
+            self.lead(heights, torch.view_as_real(left).mT, torch.view_as_real(folded.flatten(1)).mT)
             self._seen.lead_mark = mark
 
     # -- the state ----------------------------------------------------------------------------------
@@ -225,18 +225,22 @@ class SpectralNormalization(nn.Module):
         """Find the state of a weight from cold."""
         with undisturbed(weight.device):
             symbol = self.symbol(weight)
-            tracks, _ = Tracked(tracks=2 * _TRACKS).climb(symbol, None, 1e-3)
-            tracks = tracks.take(tracks.distinct(_TRACKS))
-            largest = symbol.weight.abs().max().clamp_min(torch.finfo(symbol.weight.dtype).tiny)
-            unit = Symbol(symbol.weight / largest, symbol.layout)
-            x, v, w, height, folded = power_sweep(unit, *tracks.start(), lambda _, w: w)
-            height = height * largest
+            x, v, w, height, folded = self._cold(symbol)
             self.u.zero_()
             self.heights.zero_()
             basis = torch.stack([x, torch.zeros_like(x), torch.zeros_like(x)], 2)
             slots = (slice(0, w.shape[1]),)
             store(SymbolStack([symbol]), [self], slots, (basis, v[:, 0], w, height, folded[:, 0]))
         self.turn = 0
+
+    def _cold(self, symbol: Symbol) -> tuple[Tensor, ...]:
+        """Converged tracks, the leaders first, as `power_sweep` leaves them."""
+        tracks, _ = Tracked(tracks=2 * _TRACKS).climb(symbol, None, 1e-3)
+        tracks = tracks.take(tracks.distinct(_TRACKS))
+        largest = symbol.weight.abs().max().clamp_min(torch.finfo(symbol.weight.dtype).tiny)
+        unit = Symbol(symbol.weight / largest, symbol.layout)  # heights are squared: keep them in range
+        x, v, w, height, folded = power_sweep(unit, *tracks.start(), lambda _, w: w)
+        return x, v, w, height * largest, folded
 
     # -- copies, checkpoints, devices ---------------------------------------------------------------
 
