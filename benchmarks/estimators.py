@@ -100,7 +100,7 @@ def cold(seed: int) -> list[dict[str, float]]:
     return rows
 
 
-def warm(seed: int, repeats: int = 64) -> dict[str, float]:
+def warm(seed: int, repeats: int = 70) -> dict[str, float]:
     """Milliseconds to read all 20 normalised weights after a change of the weights, in train mode.
 
     Ours and PyTorch's alternate, so that both meet the same machine; `repeats` covers whole rotations.
@@ -111,7 +111,7 @@ def warm(seed: int, repeats: int = 64) -> dict[str, float]:
     for conv in theirs:
         torch_parametrizations.spectral_norm(conv)
     times: dict[str, list[float]] = {"pytorch": [], "ours": []}
-    for _ in track(range(repeats + 8), "warm reads"):
+    for _ in track(range(repeats + 7), "warm reads"):
         for name, net in (("pytorch", theirs), ("ours", ours)):
             with torch.no_grad():
                 for conv in net:
@@ -121,7 +121,7 @@ def warm(seed: int, repeats: int = 64) -> dict[str, float]:
             for conv in net:
                 conv.weight  # noqa: B018 - reading it is what is measured
             times[name].append(1e3 * (time.perf_counter() - start))
-    steady = {name: values[8:] for name, values in times.items()}
+    steady = {name: values[7:] for name, values in times.items()}
     result = {f"{name}_median_ms": statistics.median(v) for name, v in steady.items()}
     result |= {f"{name}_mean_ms": statistics.fmean(v) for name, v in steady.items()}
     result |= {f"{name}_best_ms": min(v) for name, v in steady.items()}

@@ -284,6 +284,7 @@ def follow(net: nn.Module, optimizer: torch.optim.Optimizer, every: int, within:
     return losses
 
 
+@pytest.mark.small_models
 @pytest.mark.parametrize("options", [{}, {"mode": "soft", "target": 0.4}], ids=["hard", "soft"])
 def test_the_state_follows_the_truth_through_training(options: dict[str, Any]) -> None:
     net = sn.spectral_normalize(conv_net(), **options)
@@ -292,6 +293,7 @@ def test_the_state_follows_the_truth_through_training(options: dict[str, Any]) -
     assert max(errors(net)) < 1e-3
 
 
+@pytest.mark.small_models
 def test_the_state_follows_weights_that_move_by_several_percent_a_step() -> None:
     """It lags by a few percent while they run, and has caught up soon after they stop."""
     net = sn.spectral_normalize(conv_net())
@@ -308,12 +310,13 @@ def test_the_state_follows_weights_that_move_by_several_percent_a_step() -> None
         assert float((original(net[i]).detach() - before).norm() / before.norm()) > 0.2
 
 
+@pytest.mark.small_models
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("conv", [nn.Conv1d, nn.Conv2d])
 def test_another_frequency_that_overtakes_is_found(conv: type[nn.Module], seed: int) -> None:
     """One random kernel turns into another, by a percent a step, and then stands still: scouts find the new peak.
 
-    Small models only: large ones have no scouts yet (README, "Limits").
+    Small models only: large ones have no scouts while weights move slowly (README, "Limits").
     """
     torch.manual_seed(seed)
     layer, last = conv(4, 4, 3, bias=False), conv(4, 4, 3, bias=False).weight.detach()
@@ -325,6 +328,21 @@ def test_another_frequency_that_overtakes_is_found(conv: type[nn.Module], seed: 
             original(layer).copy_(math.cos(angle) * first + math.sin(angle) * last)
             _ = layer.weight
     assert size_free_norm(layer) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_a_large_model_is_followed_through_drift_by_half_a_sweep_a_step() -> None:
+    """Each step moves the weights by 0.3 % in much the direction of the last, as momentum does."""
+    torch.manual_seed(0)
+    net = sn.spectral_normalize(nn.Sequential(nn.Conv2d(32, 48, 3, padding=1), nn.Conv2d(48, 32, 3, stride=2)))
+    velocity = [torch.zeros_like(original(layer)) for layer in net]
+    for turn in range(42):
+        for layer, direction in zip(net, velocity, strict=True):
+            weight = original(layer).detach()
+            direction.mul_(0.9).add_(torch.randn_like(weight), alpha=0.43)
+            weight.add_(direction, alpha=3e-3 * float(weight.std()))
+            _ = layer.weight
+        if turn > 20 and turn % 3 == 0:  # all halves of a sweep come by
+            assert [float(sn.spectral_norm(layer)) for layer in net] == pytest.approx([1.0, 1.0], rel=5e-3)
 
 
 # ---------------------------------------------------------------------- baking it in

@@ -15,18 +15,18 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spectralnorm.estimators.ascent import Tracks, normalised, power_sweep, sweep
+from spectralnorm.estimators.ascent import Tracks, lengths, normalised, sweep
 from spectralnorm.estimators.tracked import frequency_step
+from spectralnorm.normalize.stack import Member, Stack
 from spectralnorm.operators.base import undisturbed
 from spectralnorm.operators.fourier import SymbolStack
 
 if TYPE_CHECKING:
     from spectralnorm.normalize.parametrization import SpectralNormalization
 
-__all__ = ["Engine", "advance", "store"]
+__all__ = ["Engine"]
 
-_Members = list[tuple["SpectralNormalization", Tensor]]  # with their weights
-
+_CALM = 5e-3  # relative change of a norm in a step that a large model's quick sweeps follow
 _PADDING = 4.0  # padded vectors may hold this many times the numbers of the layers' own
 
 
@@ -39,6 +39,7 @@ class Engine:
 
     def __init__(self) -> None:
         self._members: weakref.WeakValueDictionary[int, SpectralNormalization] = weakref.WeakValueDictionary()
+        self._last: list[Stack] = []  # of the last step
 
     def join(self, member: SpectralNormalization) -> None:
         """Add a layer; joining twice is harmless."""
@@ -47,14 +48,27 @@ class Engine:
     def update(self) -> None:
         """Sweep every member in training whose weights have changed since its last sweep."""
         stale = [(m, w) for m in list(self._members.values()) if (w := m.changed_weight()) is not None]
-        alike: dict[Any, _Members] = defaultdict(list)
-        for member, weight in stale:
-            alike[member.stack_key(weight)].append((member, weight))
         if not stale:
             return
         with undisturbed(stale[0][1].device):
-            for stack in itertools.chain.from_iterable(map(_stacks, alike.values())):
-                advance([m for m, _ in stack], [w for _, w in stack])
+            for stack, members in self._stacks(stale):
+                _advance(stack, members)
+
+    def _stacks(self, stale: list[Member]) -> list[tuple[Stack, list[Member]]]:
+        """The stale layers as stacks: those of the last step where nothing but the numbers has changed."""
+        order = {id(member): (member, weight) for member, weight in stale}
+        known = [[order[id(m)] for m in stack.members if id(m) in order] for stack in self._last]
+        if sum(map(len, known)) == len(stale) and all(
+            len(stack) == len(members) and stack.fits(members)
+            for stack, members in zip(self._last, known, strict=True)
+        ):
+            return list(zip(self._last, known, strict=True))
+        alike: dict[Any, list[Member]] = defaultdict(list)
+        for member, weight in stale:
+            alike[member.stack_key(weight)].append((member, weight))
+        members = list(itertools.chain.from_iterable(map(_split, alike.values())))
+        self._last = [Stack(part) for part in members]
+        return list(zip(self._last, members, strict=True))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
         copy = Engine()
@@ -65,35 +79,32 @@ class Engine:
         return Engine, ()
 
 
-def advance(members: Sequence[SpectralNormalization], weights: Sequence[Tensor]) -> None:
-    """One step of each member's state, in place.
-
-    Args:
-        members: layers with equal `stack_key`.
-        weights: their weights.
-    """
-    symbol = SymbolStack([member.symbol(weight) for member, weight in zip(members, weights, strict=True)])
-    step = _climb if members[0].thorough else _glide
-    step(symbol, members)
-    for member, weight in zip(members, weights, strict=True):
+def _advance(stack: Stack, members: Sequence[Member]) -> None:
+    """One step of each member's state, in place."""
+    first = members[0][0]
+    if first.thorough or _glide(stack, first):
+        _climb(stack, first)
+    for member, weight in members:
         member.turn += 1
         member.mark(weight)
 
 
-def _climb(symbol: SymbolStack, members: Sequence[SpectralNormalization]) -> None:
-    """A small model: a LOBPCG sweep of every track; now and then one starts anew elsewhere, as a scout.
+def _climb(stack: Stack, first: SpectralNormalization) -> None:
+    """A small model, or fast weights: LOBPCG sweeps of every track; now and then one starts anew, as a scout.
 
     A scout has some two dozen steps to climb before its turn comes again: so another frequency that overtakes
     the leader is found (a stale maximum, `MATHS.md`, section 2).
     """
-    slots = (slice(0, members[0].heights.shape[1]),)
-    basis, w = _gather(symbol, members, slots, 3)
-    scout = members[0].scout()
+    symbol, slots = stack.symbol, ((0, first.heights.shape[1]),)
+    basis, w, _, _ = stack.load(slots, 3)
+    if not first.thorough:
+        basis[:, :, 1:] = 0  # directions and residuals of some earlier climb
+    scout = first.scout()
     if scout is not None:
-        basis[:, scout], w[:, scout] = _start(symbol, members[0].turn, w[:, scout])
+        basis[:, scout], w[:, scout] = _start(symbol, first.turn, w[:, scout])
     tracks = Tracks(basis, w, w.new_zeros(w.shape[:2]))
     move = frequency_step(symbol, None, everywhere=False)
-    for _ in range(2 * members[0].sweeps):  # the second reads little: images are carried along
+    for _ in range(2 * first.sweeps):  # the second reads little: images are carried along
         tracks = sweep(symbol, tracks, move)
     place = torch.arange(w.shape[1], device=w.device)
     best = tracks.height.argmax(1, keepdim=True)
@@ -102,20 +113,44 @@ def _climb(symbol: SymbolStack, members: Sequence[SpectralNormalization]) -> Non
     phases = symbol.layout.phases(tracks.w[:, 0])
     v = symbol.unfold(tracks.images[:, 0, 0], phases)
     v = v / tracks.height[:, 0, None, None].clamp_min(1e-30)
-    store(symbol, members, slots, (tracks.basis, v, tracks.w, tracks.height, symbol.fold(v, phases)))
+    stack.store(slots, (tracks.basis, v, tracks.w, tracks.height), (tracks.basis[:, 0, 0], symbol.fold(v, phases)))
 
 
-def _glide(symbol: SymbolStack, members: Sequence[SpectralNormalization]) -> None:
-    """A large model: a power sweep of the leaders, which reads the kernels least, and of one other in rotation."""
-    slots = members[0].slots()
-    basis, w = _gather(symbol, members, slots, 1)
-    move = frequency_step(symbol, None, everywhere=False)
-    x = basis[:, :, 0]
-    for _ in range(members[0].sweeps):
-        x, v, w, height, folded = power_sweep(symbol, x, w, move)
+def _glide(stack: Stack, first: SpectralNormalization) -> bool:
+    """A large model: half a power sweep of the leaders, so that each kernel is read once; the halves take turns.
+
+    Now and then a whole sweep takes one other track along, in rotation. On a GPU every sweep is whole: launches
+    cost more there than reads.
+
+    Returns:
+        Whether a norm has moved so fast that this was too little; never on a GPU, where asking stops the stream.
+    """
+    symbol, slots, (adjoint, forward) = stack.symbol, first.slots(), first.halves()
+    basis, w, v, before = stack.load(slots, 1)
+    ask, move = w.device.type == "cpu", frequency_step(symbol, None, everywhere=False)
+    x, phases = basis[:, :, 0, :, None], symbol.layout.phases(w)
+    for _ in range(first.sweeps):
+        if adjoint or not ask:
+            image = symbol.read_adjoint(x[..., 0])
+            w = move(image, w)
+            phases = symbol.layout.phases(w)
+            v, height = _unit(symbol.unfold(image, phases), v)
+        folded = symbol.fold(v, phases)
+        if forward or not ask:
+            x, height = _unit(symbol.read(folded)[..., None], x)
+    fast = ask and bool(((height - before).abs() > _CALM * height)[:, 0].any())
+    x = x[..., 0]
     if len(slots) > 1:
         x, v, w, height, folded = _leader_first(height, x, v, w, height, folded)
-    store(symbol, members, slots, (x[:, :, None], v[:, 0], w, height, folded[:, 0]))
+    stack.store(slots, (x[:, :, None], v[:, 0], w, height), (x[:, 0], folded[:, 0]))
+    return fast
+
+
+def _unit(x: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
+    """Vectors (g, k, ...) made unit ones, or the spare where they are zero; and their lengths (g, k)."""
+    length = lengths(x.flatten(2))
+    size = length[..., None, None]
+    return torch.where(size > 0, x / size.clamp_min(1e-30), spare), length
 
 
 def _start(symbol: SymbolStack, seed: int, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -129,73 +164,20 @@ def _start(symbol: SymbolStack, seed: int, like: Tensor) -> tuple[Tensor, Tensor
     return torch.stack([x, torch.zeros_like(x), torch.zeros_like(x)], 1), w
 
 
-def _gather(
-    symbol: SymbolStack, members: Sequence[SpectralNormalization], slots: Sequence[slice], depth: int
-) -> tuple[Tensor, Tensor]:
-    """Bases (g, k, depth, rows) and w (g, k, axes) in these slots of every member, padded to the largest."""
-    widths = [slot.stop - slot.start for slot in slots]
-    u = members[0].u.new_zeros(symbol.groups, sum(widths), depth, symbol.rows, 2)
-    targets, sources = [], []
-    for member, span, part in zip(members, symbol.spans, symbol.parts, strict=True):
-        for slot, target in zip(slots, u[span, :, :, : part.rows].split(widths, 1), strict=True):
-            targets.append(target)
-            sources.append(member.u[:, slot, :depth])
-    torch._foreach_copy_(targets, sources)
-    w = torch.cat([torch.cat([member.w[:, slot] for member in members]) for slot in slots], 1)
-    # weights that were not finite for a while leave tracks that are not: start those from zero, for others to pass
-    return torch.view_as_complex(u.nan_to_num_(0.0, 0.0, 0.0)), w.nan_to_num(0.0, 0.0, 0.0)
-
-
-def store(
-    symbol: SymbolStack,
-    members: Sequence[SpectralNormalization],
-    slots: Sequence[slice],
-    tracks: tuple[Tensor, ...],
-) -> None:
-    """Write tracks to the members' slots, the first of each group as its leader.
-
-    Args:
-        symbol: the members' symbols, stacked.
-        members: the layers.
-        slots: the k slots they belong in.
-        tracks: bases (g, k, depth, rows), the leaders' unit v (g, c_in/g, components), w (g, k, axes),
-            heights (g, k), and the leaders' v with the phases folded in (g, c_in/g, taps).
-    """
-    basis, v, w, height, folded = tracks
-    right = torch.view_as_real(folded.flatten(1)).mT  # (g, 2, c_in/g * taps)
-    left = torch.view_as_real(basis[:, 0, 0]).mT  # (g, 2, rows)
-    real_u, real_v, depth = torch.view_as_real(basis), torch.view_as_real(v), basis.shape[2]
-    widths = [slot.stop - slot.start for slot in slots]
-    targets, sources = [], []
-    for member, span, part in zip(members, symbol.spans, symbol.parts, strict=True):
-        rows, inputs, taps = part.weight.shape[1:]
-        targets.append(member.v)
-        sources.append(real_v[span, :inputs])
-        for whole, own in (
-            (real_u[span, :, :, :rows], member.u[:, :, :depth]),
-            (w[span], member.w),
-            (height[span], member.heights),
-        ):
-            targets += [own[:, slot] for slot in slots]
-            sources += [whole] if len(slots) == 1 else whole.split(widths, 1)
-        member.lead(height[span, 0], left[span, :, :rows], right[span, :, : inputs * taps])
-    torch._foreach_copy_(targets, sources)
-
-
 def _leader_first(height: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
     """Swap the two tracks of a group in each tensor (g, 2, ...) where the second has overtaken the first."""
     overtaken = height[:, 1] > height[:, 0]
     return tuple(torch.where(overtaken.reshape(-1, *(1,) * (a.ndim - 1)), a.flip(1), a) for a in tensors)
 
 
-def _stacks(members: _Members) -> list[_Members]:
+def _split(members: list[Member]) -> list[list[Member]]:
     """Split layers of one layout into stacks, largest first, where padding does not outgrow the work."""
 
     def size(member: SpectralNormalization) -> int:
         return member.u.shape[3] + member.v.shape[1] * member.v.shape[2]
 
     members = sorted(members, key=lambda pair: -size(pair[0]))
-    stacks: list[_Members] = []
+    stacks: list[list[Member]] = []
     used = 0
     for pair in members:
         groups = pair[0].heights.shape[0]

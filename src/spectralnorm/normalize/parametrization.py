@@ -15,16 +15,17 @@ from torch import Tensor, nn
 
 from spectralnorm.estimators.ascent import lengths, normalised, power_sweep
 from spectralnorm.estimators.tracked import Tracked
-from spectralnorm.normalize.engine import Engine, store
+from spectralnorm.normalize.engine import Engine
 from spectralnorm.normalize.scaling import Direction, scale_weight
+from spectralnorm.normalize.stack import Slots, Stack
 from spectralnorm.operators.base import Operator, compute_dtype, undisturbed
-from spectralnorm.operators.fourier import Symbol, SymbolStack
+from spectralnorm.operators.fourier import Symbol
 
 __all__ = ["SpectralNormalization"]
 
 _TRACKS = 8
 _SCOUT = 2  # steps per fresh scout in a small model
-_ROTATION = 8  # steps per sweep of a track beside the leader in a large one
+_ROTATION = 7  # steps per sweep of a track beside the leader in a large one; odd, for the halves to alternate
 _BUFFERS = ("u", "v", "w", "heights")
 _Mark = tuple[int, int]  # version and address of a weight
 
@@ -123,10 +124,16 @@ class SpectralNormalization(nn.Module):
         turn, rest = divmod(self.turn, self._every)
         return None if rest else 1 + turn % (_TRACKS - 1)
 
-    def slots(self) -> tuple[slice, ...]:
+    def halves(self) -> tuple[bool, bool]:
+        """Whether the next step in a large model computes K^(w)^H x, and whether K^(w) v: they take turns."""
+        rest = self.turn % _ROTATION
+        both = rest == 0 or self.sweeps > 1  # another track comes along, or several sweeps are asked for
+        return both or rest % 2 == 1, both or rest % 2 == 0
+
+    def slots(self) -> Slots:
         """The tracks the next step sweeps in a large model: the leaders, and at times one other in rotation."""
         other = self.scout()
-        return (slice(0, 1),) if other is None else (slice(0, 1), slice(other, other + 1))
+        return ((0, 1),) if other is None else ((0, 1), (other, other + 1))
 
     @property
     def sigma(self) -> Tensor:
@@ -229,8 +236,8 @@ class SpectralNormalization(nn.Module):
             self.u.zero_()
             self.heights.zero_()
             basis = torch.stack([x, torch.zeros_like(x), torch.zeros_like(x)], 2)
-            slots = (slice(0, w.shape[1]),)
-            store(SymbolStack([symbol]), [self], slots, (basis, v[:, 0], w, height, folded[:, 0]))
+            slots = ((0, w.shape[1]),)
+            Stack([(self, weight)]).store(slots, (basis, v[:, 0], w, height), (x[:, 0], folded[:, 0]))
         self.turn = 0
 
     def _cold(self, symbol: Symbol) -> tuple[Tensor, ...]:
@@ -240,7 +247,8 @@ class SpectralNormalization(nn.Module):
         largest = symbol.weight.abs().max().clamp_min(torch.finfo(symbol.weight.dtype).tiny)
         unit = Symbol(symbol.weight / largest, symbol.layout)  # heights are squared: keep them in range
         x, v, w, height, folded = power_sweep(unit, *tracks.start(), lambda _, w: w)
-        return x, v, w, height * largest, folded
+        anywhere = torch.full_like(v, math.prod(v.shape[2:]) ** -0.5)  # where the kernel answers with zero
+        return x, torch.where(height[..., None, None] > 0, v, anywhere), w, height * largest, folded
 
     # -- copies, checkpoints, devices ---------------------------------------------------------------
 

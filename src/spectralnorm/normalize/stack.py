@@ -1,0 +1,143 @@
+"""Layers of one tap layout that are swept together, and the padded buffers they are swept in.
+
+What can be prepared once is: the stacked symbol, and for every choice of slots the views that states are read
+and written through. In a warm step of a large model this bookkeeping was as dear as reading the kernels.
+"""
+
+from __future__ import annotations
+
+import itertools
+import weakref
+from collections.abc import Sequence
+from functools import cached_property
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from spectralnorm.operators.fourier import SymbolStack
+
+if TYPE_CHECKING:
+    from spectralnorm.normalize.parametrization import SpectralNormalization
+
+__all__ = ["Member", "Slots", "Stack"]
+
+Member = tuple["SpectralNormalization", Tensor]  # with its weight
+Slots = tuple[tuple[int, int], ...]  # which of a group's tracks: ranges of them
+
+_NAMES = ("u", "w", "v", "heights")
+
+
+class Stack:
+    """Members side by side, held weakly; their vectors padded with zeros to the largest.
+
+    Args:
+        members: layers with equal `stack_key`, and their weights.
+    """
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self._members = [weakref.ref(member) for member, _ in members]
+        self._places = [weight.data_ptr() for _, weight in members]
+        self._own = [[member.get_buffer(name) for name in _NAMES] for member, _ in members]
+        self._views: dict[tuple[Slots, int], _Views] = {}
+        self.symbol = SymbolStack([member.symbol(weight) for member, weight in members])
+        # a weight in another layout or dtype is copied to be read: that copy serves one step
+        self._in_place = all(
+            part.weight.data_ptr() == place for part, place in zip(self.symbol.parts, self._places, strict=True)
+        )
+
+    def __len__(self) -> int:
+        return len(self._members)
+
+    @property
+    def members(self) -> list[SpectralNormalization]:
+        """The layers that are still there."""
+        return [member for ref in self._members if (member := ref()) is not None]
+
+    def fits(self, members: Sequence[Member]) -> bool:
+        """Whether these are the stack's layers, in step, with their weights and buffers where they were."""
+        turn = members[0][0].turn
+        return self._in_place and all(
+            ref() is member
+            and weight.data_ptr() == place
+            and member.turn == turn
+            and all(member._buffers[name] is buffer for name, buffer in zip(_NAMES, own, strict=True))
+            for (member, weight), ref, place, own in zip(
+                members, self._members, self._places, self._own, strict=True
+            )
+        )
+
+    def load(self, slots: Slots, depth: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Bases (g, k, depth, rows), w (g, k, axes), heights (g, k) in these slots; the leaders' v (g, 1, ...)."""
+        views = self._view(slots, depth)
+        torch._foreach_copy_(views.inner, views.outer)
+        # weights that were not finite for a while leave tracks that are not: start those from zero
+        u, w, v, heights = (views.work[name].nan_to_num_(0.0, 0.0, 0.0) for name in _NAMES)
+        return torch.view_as_complex(u), w.clone(), torch.view_as_complex(v)[:, None], heights.clone()
+
+    def store(self, slots: Slots, tracks: tuple[Tensor, ...], lead: tuple[Tensor, Tensor]) -> None:
+        """Write tracks to the members' slots, the first of each group as its leader.
+
+        Args:
+            slots: the k slots they belong in.
+            tracks: bases (g, k, depth, rows), the leaders' unit v (g, c_in/g, components), w (g, k, axes),
+                heights (g, k).
+            lead: the leaders' singular vectors that go with their heights: left (g, rows), and right with the
+                phases folded in (g, c_in/g, taps).
+        """
+        basis, v, w, height = tracks
+        views = self._view(slots, basis.shape[2])
+        for name, value in zip(_NAMES, (torch.view_as_real(basis), w, torch.view_as_real(v), height), strict=True):
+            views.work[name].copy_(value)
+        torch._foreach_copy_(views.outer, views.inner)
+        left = torch.view_as_real(lead[0]).mT  # (g, 2, rows)
+        right = torch.view_as_real(lead[1].flatten(1)).mT  # (g, 2, c_in/g * taps)
+        leaders = height[:, 0].clone()
+        for member, span, rows, columns in self._spans:
+            there = member()
+            if there is not None:
+                there.lead(leaders[span], left[span, :, :rows], right[span, :, :columns])
+
+    @cached_property
+    def _spans(self) -> list[tuple[weakref.ref[SpectralNormalization], slice, int, int]]:
+        """Of each member, its groups in the stack and what of a padded vector is its own."""
+        parts = zip(self._members, self.symbol.spans, self.symbol.parts, strict=True)
+        return [(member, span, *part.flat.shape[1:]) for member, span, part in parts]
+
+    def _view(self, slots: Slots, depth: int) -> _Views:
+        views = self._views.get((slots, depth))
+        if views is None:
+            views = self._views[slots, depth] = _Views(self.symbol, self._own, slots, depth)
+        return views
+
+
+class _Views:
+    """Buffers to sweep one choice of slots in, and the views that connect them to the members' own.
+
+    Attributes:
+        work: u (g, k, depth, rows, 2), w (g, k, axes), v (g, c_in/g, components, 2), heights (g, k), padded.
+        inner, outer: views of `work`, and those of the members' states that they stand for.
+    """
+
+    def __init__(self, symbol: SymbolStack, own: Sequence[list[Tensor]], slots: Slots, depth: int) -> None:
+        widths = [stop - start for start, stop in slots]
+        most = max(part.weight.shape[2] for part in symbol.parts)
+        groups, like = symbol.groups, own[0][0]
+        self.work = {
+            "u": like.new_zeros(groups, sum(widths), depth, symbol.rows, 2),
+            "w": like.new_zeros(groups, sum(widths), symbol.layout.axes),
+            "v": like.new_zeros(groups, most, symbol.layout.components, 2),
+            "heights": like.new_zeros(groups, sum(widths)),
+        }
+        self.inner: list[Tensor] = []
+        self.outer: list[Tensor] = []
+        for (u, w, v, heights), span, part in zip(own, symbol.spans, symbol.parts, strict=True):
+            rows, inputs = part.weight.shape[1:3]
+            work = {name: buffer[span] for name, buffer in self.work.items()}
+            ends = itertools.accumulate(widths)
+            for (first, last), width, end in zip(slots, widths, ends, strict=True):
+                slot, place = slice(first, last), slice(end - width, end)
+                self.inner += [work["u"][:, place, :, :rows], work["w"][:, place], work["heights"][:, place]]
+                self.outer += [u[:, slot, :depth], w[:, slot], heights[:, slot]]
+            self.inner.append(work["v"][:, :inputs])
+            self.outer.append(v)
