@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # One thread: test workers with thread pools would fight for the cores, and the demo's nets are too small for more.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test check bench clean
+.PHONY: setup demo test check soundness bench clean
 
 setup: .venv/.installed
 
@@ -33,6 +33,9 @@ check: .venv/.installed
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/python -m pytest -n 0 tests/test_documentation.py tests/test_architecture.py
+
+soundness: .venv/.installed
+	$(BIN)/python tests/soundness.py
 
 bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/estimators.py

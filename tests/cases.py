@@ -25,6 +25,7 @@ __all__ = ["CASES", "Case"]
 
 Kernel = Callable[[Tensor], Tensor]  # the weight drawn at random -> the weight of the layer
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,6 +90,14 @@ def _conv(
     return Case(f"conv{len(size)}d-{name}", lambda: conv(*channels, k, **options), size, kernel)
 
 
+def _tconv(
+    name: str, channels: tuple[int, int], k: Any, size: tuple[int, ...], kernel: Kernel = _same, **options: Any
+) -> Case:
+    """A transposed convolution, likewise."""
+    conv = _TRANSPOSED[len(size)]
+    return Case(f"tconv{len(size)}d-{name}", lambda: conv(*channels, k, **options), size, kernel)
+
+
 def _filled(*values: float) -> Kernel:
     """The kernel written out, as a vector over its taps."""
     return lambda w: torch.tensor(values).reshape(w.shape)
@@ -132,6 +141,8 @@ def _one_entry(w: Tensor) -> Tensor:
 
 
 CIRCULAR = {"padding_mode": "circular"}
+REFLECT = {"padding_mode": "reflect"}
+REPLICATE = {"padding_mode": "replicate"}
 
 CASES = [
     # ------------------------------------------------------------------ Linear
@@ -229,6 +240,59 @@ CASES = [
     _conv("stride", (2, 3), (2, 3, 3), (6, 7, 5), padding=1, stride=(1, 2, 2)),
     _conv("circular", (2, 3), (3, 2, 2), (4, 5, 6), padding="same", **CIRCULAR),
     _conv("depthwise", (3, 3), (2, 2, 3), (6, 5, 5), padding=(1, 0, 1), groups=3),
+    # ------------------------------------------------------------------ reflect
+    _conv("reflect", (3, 4), 3, (14,), padding=1, **REFLECT),
+    _conv("reflect-smallest", (2, 3), 5, (3,), padding=2, **REFLECT),  # the middle cell is shown three times
+    _conv("reflect-same-asymmetric", (3, 4), 4, (11,), padding="same", **REFLECT),
+    _conv("reflect-one-sided", (2, 3), 2, (12,), padding="same", **REFLECT),
+    _conv("reflect-beyond-same", (2, 3), 3, (7,), padding=6, **REFLECT),
+    _conv("reflect-stride3-dilation2", (3, 4), 5, (19,), padding=4, stride=3, dilation=2, **REFLECT),
+    _conv("reflect-no-padding", (2, 3), 3, (9,), **REFLECT),
+    _conv("reflect-1x1-padded", (3, 2), 1, (6, 5), padding=1, **REFLECT),
+    _conv("reflect-smooth", (4, 4), 3, (9, 9), _smooth, padding=1, **REFLECT),
+    _conv("reflect-smallest", (3, 3), 3, (2, 2), padding=1, **REFLECT),
+    _conv("reflect-4x3-same-asymmetric", (2, 3), (4, 3), (9, 8), padding="same", **REFLECT),
+    _conv("reflect-stride-groups", (4, 6), (3, 5), (9, 10), padding=(1, 2), stride=2, groups=2, **REFLECT),
+    _conv("reflect-zero", (2, 3), 3, (5, 5), torch.zeros_like, padding=1, **REFLECT),
+    _conv("reflect-2x3x2", (2, 3), (2, 3, 2), (4, 5, 4), padding="same", **REFLECT),
+    # ------------------------------------------------------------------ replicate
+    _conv("replicate", (3, 4), 3, (14,), padding=1, **REPLICATE),
+    _conv("replicate-n1", (2, 3), 3, (1,), padding=2, **REPLICATE),  # the one cell is shown five times
+    _conv("replicate-one-sided", (2, 3), 2, (12,), padding="same", **REPLICATE),
+    _conv("replicate-beyond-same", (2, 3), 3, (6,), padding=5, **REPLICATE),
+    _conv("replicate-stride2-dilation2", (3, 4), 3, (16,), padding=3, stride=2, dilation=2, **REPLICATE),
+    _conv("replicate-dilation-stride", (2, 3), 4, (11, 9), padding=3, stride=(2, 3), dilation=2, **REPLICATE),
+    _conv("replicate-5x4-same-asymmetric", (2, 3), (5, 4), (8, 7), padding="same", **REPLICATE),
+    _conv("replicate-n1", (3, 4), 3, (1, 1), padding=1, **REPLICATE),
+    _conv("replicate-depthwise", (6, 6), 3, (7, 7), padding=1, groups=6, **REPLICATE),
+    _conv("replicate-stride", (2, 3), (3, 2, 2), (4, 5, 3), padding=1, stride=(2, 1, 1), **REPLICATE),
+    # ------------------------------------------------------------------ transposed, 1d
+    _tconv("k1", (5, 3), 1, (9,)),
+    _tconv("k3-same", (4, 3), 3, (12,), padding=1),
+    _tconv("k4-wide", (12, 2), 4, (10,)),
+    _tconv("stride2", (3, 4), 4, (9,), padding=1, stride=2),
+    _tconv("stride-beyond-kernel", (3, 4), 2, (6,), stride=4),
+    _tconv("output-padding", (3, 2), 3, (8,), padding=1, stride=2, output_padding=1),
+    _tconv("output-padding-beyond-stride", (2, 3), 3, (7,), padding=2, dilation=4, output_padding=3),
+    _tconv("stride2-dilation3-output-padding", (2, 3), 3, (7,), padding=3, stride=2, dilation=3, output_padding=2),
+    _tconv("stride4-dilation6", (2, 3), 3, (8,), padding=2, stride=4, dilation=6, output_padding=5),
+    _tconv("cropped-to-one-cell", (3, 2), 3, (3,), padding=2),
+    _tconv("groups", (6, 4), 3, (10,), padding=1, stride=2, groups=2),
+    # ------------------------------------------------------------------ transposed, 2d and 3d
+    _tconv("1x1", (8, 6), 1, (5, 4)),
+    _tconv("1x1-stride-padding", (4, 3), 1, (5, 4), padding=1, stride=2, output_padding=1),
+    _tconv("3x3-same", (4, 6), 3, (7, 7), padding=1),
+    _tconv("4x4-stride2", (4, 3), 4, (7, 6), padding=1, stride=2),
+    _tconv("3x3-smooth-stride2", (3, 4), 3, (7, 7), _smooth, padding=1, stride=2, output_padding=1),
+    _tconv("patches", (10, 3), 4, (4, 4), stride=4),
+    _tconv("non-square", (2, 4), (5, 2), (6, 7), padding=(2, 1), stride=(2, 3), output_padding=(1, 0)),
+    _tconv("groups-dominate", (8, 4), 3, (6, 6), _last_group_dominates, padding=1, groups=4),
+    _tconv("depthwise-multiplier", (4, 8), 3, (6, 6), padding=1, stride=2, groups=4),
+    _tconv("stride-dilation-mixed", (2, 3), 3, (6, 5), stride=(2, 4), dilation=(3, 2), output_padding=(2, 1)),
+    _tconv("zero", (3, 4), 3, (5, 5), torch.zeros_like, padding=1, stride=2),
+    _tconv("delta-stride", (3, 3), 3, (6, 6), _delta, padding=1, stride=2),
+    _tconv("stride", (3, 2), (2, 3, 2), (3, 4, 4), padding=1, stride=(1, 2, 2), output_padding=(0, 1, 0)),
+    _tconv("groups-dilated", (4, 2), 2, (4, 3, 4), stride=1, dilation=2, groups=2),
     # ------------------------------------------------------------------ special kernels
     _conv("zero", (3, 4), 3, (8,), torch.zeros_like, padding=1),
     _conv("zero", (3, 4), 3, (6, 6), torch.zeros_like, padding=1),

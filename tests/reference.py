@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
 
@@ -9,15 +10,21 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+_CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
+
 
 def dense_matrix(layer: nn.Module, size: tuple[int, ...]) -> Tensor:
-    """The layer's matrix in float64 (outputs, inputs), column by column from the layer itself."""
-    channels = layer.in_features if isinstance(layer, nn.Linear) else layer.in_channels
-    shape = (channels, *size)
-    layer = _plain_copy(layer)
+    """The layer's matrix in float64 (outputs, inputs), column by column from the layer itself.
+
+    A BatchNorm, alone or last in a `Sequential`, is as in eval mode.
+    """
+    shape = (_inputs(layer), *size)
+    layer = _plain_copy(layer).eval()
     with torch.no_grad():
         basis = torch.eye(math.prod(shape), dtype=torch.float64).reshape(-1, *shape)
-        return layer(basis).flatten(1).T.contiguous()
+        offset = layer(torch.zeros_like(basis[:1]))
+        return (layer(basis) - offset).flatten(1).T.contiguous()
 
 
 def dense_norm(layer: nn.Module, size: tuple[int, ...]) -> float:
@@ -25,32 +32,77 @@ def dense_norm(layer: nn.Module, size: tuple[int, ...]) -> float:
     return float(torch.linalg.matrix_norm(dense_matrix(layer, size), 2))
 
 
+def is_transposed(layer: nn.Module) -> bool:
+    return isinstance(layer, tuple(_TRANSPOSED.values()))
+
+
+def _inputs(layer: nn.Module) -> int:
+    """Input channels of a layer."""
+    if isinstance(layer, nn.Sequential):
+        return _inputs(layer[0])
+    names = ("in_features", "in_channels", "num_features")
+    return next(getattr(layer, name) for name in names if hasattr(layer, name))
+
+
 def _plain_copy(layer: nn.Module) -> nn.Module:
-    """A bias-free float64 copy without parametrizations."""
+    """A bias-free float64 copy without parametrizations; a BatchNorm keeps its shift."""
+    if isinstance(layer, nn.Sequential):
+        return nn.Sequential(*map(_plain_copy, layer))
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return copy.deepcopy(layer).double()
     args = {"bias": False, "dtype": torch.float64}
     if isinstance(layer, nn.Linear):
-        copy = nn.Linear(layer.in_features, layer.out_features, **args)
+        plain = nn.Linear(layer.in_features, layer.out_features, **args)
     else:
-        names = ("stride", "padding", "dilation", "groups", "padding_mode")
+        names = ["stride", "padding", "dilation", "groups", "padding_mode"]
+        names += ["output_padding"] if is_transposed(layer) else []
         options = {name: getattr(layer, name) for name in names}
-        conv = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}[layer.weight.ndim - 2]
-        copy = conv(layer.in_channels, layer.out_channels, layer.kernel_size, **args, **options)
-    copy.weight.data = layer.weight.detach().double()
-    return copy
+        conv = (_TRANSPOSED if is_transposed(layer) else _CONV)[layer.weight.ndim - 2]
+        plain = conv(layer.in_channels, layer.out_channels, layer.kernel_size, **args, **options)
+    plain.weight.data = layer.weight.detach().double()
+    return plain
 
 
 def size_free_norm(layer: nn.Module) -> float:
     """Supremum of the polyphase symbol: a grid of 16 k points an axis, then zooms into its best cells.
 
     Where the layer has a stride, the input is split into its residue classes; taps that read a common
-    lattice only (stride and dilation share a factor) are the same map on that lattice.
+    lattice only (stride and dilation share a factor) are the same map on that lattice. A transposed layer has
+    the norm of the convolution it is the adjoint of. Under circular padding with a stride, reflect and
+    replicate this is the lower end of what the norm over all sizes can be.
     """
-    weight = layer.weight.detach().double().numpy()
+    if isinstance(layer, nn.modules.batchnorm._BatchNorm):
+        return float(np.abs(_batchnorm_scale(layer)).max())
+    if isinstance(layer, nn.Sequential):
+        return _folded_norm(*layer)
+    return _weight_norm(layer, layer.weight.detach().double().numpy())
+
+
+def _weight_norm(layer: nn.Module, weight: np.ndarray) -> float:
     if weight.ndim == 2:
         return float(np.linalg.norm(weight, 2))
     stride = [s // math.gcd(s, d) for s, d in zip(layer.stride, layer.dilation, strict=True)]
     blocks = np.split(weight, layer.groups)
     return max(_supremum(block, stride) for block in blocks)
+
+
+def _batchnorm_scale(norm: nn.Module) -> np.ndarray:
+    gamma = torch.ones(1) if norm.weight is None else norm.weight.detach()
+    return (gamma.double() / (norm.running_var.double() + norm.eps).sqrt()).numpy()
+
+
+def _folded_norm(layer: nn.Module, norm: nn.Module) -> float:
+    """Of a layer and the BatchNorm behind it, as one map: output channel c scaled by the norm's factor for c."""
+    weight, scale = layer.weight.detach().double().numpy().copy(), _batchnorm_scale(norm)
+    if is_transposed(layer):
+        inputs, outputs = layer.in_channels // layer.groups, layer.out_channels // layer.groups
+        for c, factor in enumerate(scale):
+            group = slice(c // outputs * inputs, (c // outputs + 1) * inputs)
+            weight[group, c % outputs] *= factor
+    else:
+        for c, factor in enumerate(scale):
+            weight[c] *= factor
+    return _weight_norm(layer, weight)
 
 
 def _supremum(block: np.ndarray, stride: list[int]) -> float:
@@ -91,3 +143,10 @@ def _norms(block: np.ndarray, stride: list[int], points: np.ndarray) -> np.ndarr
     if symbol.shape[1] < symbol.shape[2]:
         gram = symbol @ symbol.conj().swapaxes(1, 2)
     return np.sqrt(np.linalg.eigvalsh(gram)[:, -1].clip(0))
+
+
+def symbol_norms(layer: nn.Module, points: np.ndarray) -> np.ndarray:
+    """Norm of a convolution's polyphase symbol at each frequency (m, axes), over all groups."""
+    weight = layer.weight.detach().double().numpy()
+    stride = [s // math.gcd(s, d) for s, d in zip(layer.stride, layer.dilation, strict=True)]
+    return np.max([_norms(block, stride, points) for block in np.split(weight, layer.groups)], axis=0)

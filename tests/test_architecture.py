@@ -31,7 +31,10 @@ ROWS = (  # a file imports only from rows above its own, or from its own folder
     "commands",
     "cli",
 )
-SHARED_BY_ESTIMATORS = {"base", "ascent"}
+SHARED_BY_ESTIMATORS = {
+    *("base", "rounding", "grids", "above"),
+    *("ascent", "lanczos", "cells", "cholesky", "sharing", "search", "proof"),
+}
 BETWEEN_ESTIMATORS = {("certified", "tracked")}
 HEAVY = {"typer", "rich", "sklearn", "scipy", "matplotlib", "foolbox", "pandas", "torchvision"}
 

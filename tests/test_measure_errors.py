@@ -96,10 +96,19 @@ def test_size_too_small_for_the_kernel() -> None:
     check_says(message, "input_shape=(8, 4)", "too small", "kernel's extent of 5", "at least 5")
 
 
-def test_size_too_small_for_circular_padding() -> None:
-    layer = nn.Conv1d(1, 1, 3, padding=4, padding_mode="circular")
-    message = complaint(ValueError, lambda: sn.spectral_norm(layer, input_shape=3))
-    check_says(message, "input_shape=(3,)", "too small", "circular padding (4, 4)", "at least 4")
+@pytest.mark.parametrize(("mode", "least"), [("circular", 4), ("reflect", 5)])
+def test_size_too_small_for_the_padding(mode: str, least: int) -> None:
+    layer = nn.Conv1d(1, 1, 3, padding=4, padding_mode=mode)
+    message = complaint(ValueError, lambda: sn.spectral_norm(layer, input_shape=least - 1))
+    check_says(message, f"input_shape=({least - 1},)", "too small", f"{mode} padding (4, 4)", f"at least {least}")
+    assert sn.spectral_norm(layer, input_shape=least).lower > 0
+
+
+def test_size_that_leaves_a_transposed_layer_no_output() -> None:
+    layer = nn.ConvTranspose2d(1, 1, 3, padding=(4, 1), stride=(2, 1))
+    message = complaint(ValueError, lambda: sn.spectral_norm(layer, input_shape=(3, 2)))
+    check_says(message, "input_shape=(3, 2)", "too small", "padding=(4, 1)", "(-1, 2)", "at least (4, 2)")
+    assert sn.spectral_norm(layer, input_shape=(4, 2)).lower > 0
 
 
 @pytest.mark.parametrize("size", [8, (8,), (8, 8), 0])
@@ -161,20 +170,53 @@ def test_same_padding_with_a_stride() -> None:
     check_says(message, "padding='same'", "stride")
 
 
-@pytest.mark.parametrize("mode", ["reflect", "replicate", "zero", None, 0])
+@pytest.mark.parametrize("mode", ["reflection", "zero", None, 0])
 def test_padding_mode_without_an_operator(mode: Any) -> None:
     message = complaint(ValueError, lambda: sn.spectral_norm(WEIGHT, padding=1, padding_mode=mode))
-    check_says(message, f"padding_mode={mode!r}", "expected 'zeros' or 'circular'", "register an operator")
+    modes = "zeros, circular, reflect, replicate"
+    check_says(message, f"padding_mode={mode!r}", f"expected one of {modes}", "register an operator")
+
+
+@pytest.mark.parametrize("mode", ["circular", "reflect", "replicate", None])
+def test_padding_mode_of_a_transposed_kernel(mode: Any) -> None:
+    """PyTorch has zeros only."""
+    message = complaint(ValueError, lambda: sn.spectral_norm(WEIGHT, transposed=True, padding_mode=mode))
+    check_says(message, f"padding_mode={mode!r}", "transposed", "expected 'zeros'")
+
+
+@pytest.mark.parametrize("padding", ["same", "valid"])
+def test_padding_by_name_of_a_transposed_kernel(padding: str) -> None:
+    message = complaint(ValueError, lambda: sn.spectral_norm(WEIGHT, transposed=True, padding=padding))
+    check_says(message, f"padding={padding!r}", "expected integers")
+
+
+def test_groups_that_do_not_divide_the_inputs_of_a_transposed_kernel() -> None:
+    message = complaint(ValueError, lambda: sn.spectral_norm(WEIGHT, transposed=True, groups=3))
+    check_says(message, "groups=3", "4 input channels")
+
+
+@pytest.mark.parametrize("value", [1, 0, None, "yes"])
+def test_transposed_is_true_or_false(value: Any) -> None:
+    message = complaint(ValueError, lambda: sn.spectral_norm(WEIGHT, transposed=value))
+    check_says(message, f"transposed={value!r}", "True nor False")
 
 
 # ---------------------------------------------------------------------- layers
 
 
-@pytest.mark.parametrize("layer", [nn.ReLU(), nn.Sequential(nn.Linear(2, 2)), nn.Embedding(3, 3), nn.LSTM(2, 2)])
+@pytest.mark.parametrize("layer", [nn.ReLU(), nn.Sequential(nn.Linear(2, 2)), nn.LSTM(2, 2)])
 def test_unknown_layer(layer: nn.Module) -> None:
     name = type(layer).__name__
     message = complaint(TypeError, lambda: sn.spectral_norm(layer))
     check_says(message, name, "Conv2d", "Linear", f"@spectralnorm.register_operator({name})")
+
+
+@pytest.mark.parametrize(
+    ("layer", "reason"), [(nn.Embedding(3, 3), "measure its weight"), (nn.LayerNorm(3), "not linear")]
+)
+def test_layer_that_is_not_linear_in_its_input(layer: nn.Module, reason: str) -> None:
+    message = complaint(TypeError, lambda: sn.spectral_norm(layer))
+    check_says(message, type(layer).__name__, reason, "has no norm")
 
 
 @pytest.mark.parametrize("thing", ["conv", None, 3, [[1.0]], nn.Linear])

@@ -2,7 +2,17 @@
 
 from spectralnorm import parametrizations
 from spectralnorm.bound import Bound
-from spectralnorm.estimators import Estimator, Exact, Flattened, Power, Tracked
+from spectralnorm.estimators import (
+    Certified,
+    Estimator,
+    Exact,
+    Flattened,
+    FlattenedBound,
+    Gram,
+    Power,
+    Separated,
+    Tracked,
+)
 from spectralnorm.measure import spectral_norm
 from spectralnorm.network.audit import Audit, audit
 from spectralnorm.normalize import refresh, remove_spectral_norm, spectral_normalize
@@ -14,11 +24,15 @@ __version__ = "0.1.0"
 __all__ = [
     "Audit",
     "Bound",
+    "Certified",
     "Estimator",
     "Evaluation",
     "Exact",
     "Flattened",
+    "FlattenedBound",
+    "Gram",
     "Power",
+    "Separated",
     "Tracked",
     "as_operator",
     "audit",

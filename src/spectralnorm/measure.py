@@ -11,13 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from spectralnorm.bound import Bound
-from spectralnorm.estimators import METHODS, Estimator, Exact, MatrixFree, Tracked
+from spectralnorm.estimators import METHODS, Certified, Estimator, Exact, MatrixFree, Tracked
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.registry import as_operator
 
 __all__ = ["spectral_norm"]
 
 _DENSE_COLUMNS = 256  # up to here the SVD of the layer's matrix beats iterating, and proves both ends
+_PROVEN_COLUMNS = 1024  # and up to here it is worth its second, where both ends are asked for
 _SVD_WORK = 2**29  # grid points x c^3 up to which every frequency is decomposed (about a second); then tracked
 
 
@@ -27,6 +28,7 @@ def spectral_norm(
     input_shape: Sequence[int] | int | None = None,
     method: str | Estimator = "auto",
     rtol: float = 1e-3,
+    certified: bool = False,
     **conv_args: Any,
 ) -> Bound:
     """The largest singular value of the linear map a layer applies.
@@ -36,9 +38,11 @@ def spectral_norm(
             kernel (c_out, c_in/groups, *k).
         input_shape: the spatial size, such as `(32, 32)`, to measure the layer at that size; None for the
             size-free norm, the supremum over all sizes.
-        method: "auto", "tracked", "exact", "power", "flattened", or an `Estimator` with its options. "auto" is
+        method: "auto", "tracked", "certified", "exact", "power", "gram", "flattened", "flattened_bound",
+            "separated", or an `Estimator` with its options. "auto" is "certified" if that is asked for, and
             "tracked" without `input_shape`; with it, the closed form where one exists, else matrix-free.
         rtol: relative tolerance.
+        certified: whether "auto" proves both ends of the interval.
         **conv_args: for a raw kernel: `stride`, `padding`, `padding_mode`, `dilation`, `groups`.
 
     Returns:
@@ -61,12 +65,16 @@ def spectral_norm(
         0.3333
     """
     estimator = _choose_estimator(method)
+    if certified and method not in ("auto", "certified"):
+        raise ValueError(
+            f"certified=True was given with method={method!r}; expected 'auto' or 'certified'. Leave one out."
+        )
     if isinstance(rtol, bool) or not isinstance(rtol, Real) or not 0 < rtol < 1:
         raise ValueError(f"rtol={rtol!r} is not a relative tolerance; expected a number between 0 and 1.")
     operator = as_operator(layer_or_weight, **conv_args)
     size = _size(operator, input_shape)
     with torch.autocast(operator.weight.device.type, enabled=False):  # half precision would move the norm
-        return (estimator or _auto(operator, size)).estimate(operator, size, float(rtol))
+        return (estimator or _auto(operator, size, certified)).estimate(operator, size, float(rtol))
 
 
 def _choose_estimator(method: str | Estimator) -> Estimator | None:
@@ -94,12 +102,17 @@ def _size(operator: Operator, input_shape: Sequence[int] | int | None) -> Size |
     return operator.check_size(tuple(map(int, given)))
 
 
-def _auto(operator: Operator, size: Size | None) -> Estimator:
+def _auto(operator: Operator, size: Size | None, certified: bool) -> Estimator:
     if size is None or operator.axes == 0:
-        return Tracked()
+        return Certified() if certified else Tracked()
     closed = operator.grid(size)
     if closed is None:
-        return Exact() if math.prod(operator.input_shape(size)) <= _DENSE_COLUMNS else MatrixFree()
+        columns = math.prod(operator.input_shape(size))
+        if columns <= (_PROVEN_COLUMNS if certified else _DENSE_COLUMNS):
+            return Exact()
+        return Certified() if certified else MatrixFree()
+    if certified:
+        return Certified()
     symbol, grid = closed
     work = math.prod(grid) * symbol.groups * symbol.rows * symbol.columns * min(symbol.rows, symbol.columns)
     return Exact() if work <= _SVD_WORK else Tracked()

@@ -7,10 +7,10 @@ from typing import TypeVar
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations as torch_parametrizations
 
-from spectralnorm.normalize.api import attach, check_plain, is_small
+from spectralnorm.normalize.api import attach, check_plain, is_normalizable, is_small
 from spectralnorm.normalize.engine import Engine
 from spectralnorm.normalize.parametrization import SpectralNormalization
-from spectralnorm.operators.registry import as_operator, has_operator
+from spectralnorm.operators.registry import as_operator
 
 __all__ = ["spectral_norm"]
 
@@ -59,7 +59,7 @@ def spectral_norm(
         raise ValueError(
             f"Expected n_power_iterations to be positive, but got n_power_iterations={n_power_iterations}"
         )
-    if name != "weight" or not has_operator(module):
+    if name != "weight" or not is_normalizable(module):
         torch_parametrizations.spectral_norm(module, name, n_power_iterations, eps, dim)
         return module
     check_plain(module, "")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from dataclasses import dataclass
 from typing import Any
@@ -17,6 +18,7 @@ from reference import dense_matrix, dense_norm, size_free_norm
 ROUNDING = 1e-12  # relative, of the float64 references
 COLUMNS = 1200
 _CONV = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+_TRANSPOSED = {1: nn.ConvTranspose1d, 2: nn.ConvTranspose2d, 3: nn.ConvTranspose3d}
 
 quickly = settings(
     max_examples=60,
@@ -38,8 +40,13 @@ class Setup:
     seed: int
     pattern: str = "normal"
 
+    @property
+    def transposed(self) -> bool:
+        return "output_padding" in self.options
+
     def layer(self) -> nn.Module:
-        layer = _CONV[len(self.kernel)](*self.channels, self.kernel, bias=False, **self.options)
+        conv = (_TRANSPOSED if self.transposed else _CONV)[len(self.kernel)]
+        layer = conv(*self.channels, self.kernel, bias=False, **self.options)
         generator = torch.Generator().manual_seed(self.seed)
         with torch.no_grad():
             layer.weight.copy_(PATTERNS[self.pattern](torch.randn(layer.weight.shape, generator=generator)))
@@ -63,7 +70,7 @@ PATTERNS = {
 
 @st.composite
 def setups(draw: st.DrawFn) -> Setup:
-    """Any convolution over 1 to 3 axes whose matrix at the size has at most 1,200 columns."""
+    """Any convolution over 1 to 3 axes, transposed or not, whose matrix at the size has at most 1,200 columns."""
     axes = draw(st.integers(1, 3))
     largest = {1: 5, 2: 5, 3: 3}[axes]
 
@@ -74,24 +81,25 @@ def setups(draw: st.DrawFn) -> Setup:
     groups = draw(st.integers(1, 3))
     most = {1: 4, 2: 3, 3: 2}[axes]
     channels = groups * draw(st.integers(1, most)), groups * draw(st.integers(1, most))
-    mode = draw(st.sampled_from(["zeros", "circular"]))
+    mode = draw(st.sampled_from(["zeros", "circular", "reflect", "replicate", "transposed"]))
     extent = [(k - 1) * d + 1 for k, d in zip(kernel, dilation, strict=True)]
-    same = set(stride) == {1} and draw(st.booleans())
+    same = set(stride) == {1} and mode != "transposed" and draw(st.booleans())
     padding = tuple(draw(st.integers(0, e + 1)) for e in extent)
     right = [e // 2 for e in extent] if same else padding
     total = [e - 1 for e in extent] if same else [2 * p for p in padding]
     size = []
-    for e, pad, both in zip(extent, right, total, strict=True):
-        least = max(1, e - both, pad if mode == "circular" else 1)
+    for e, pad, both, s in zip(extent, right, total, stride, strict=True):
+        least = max(1, e - both, {"circular": pad, "reflect": pad + 1}.get(mode, 1))
+        if mode == "transposed":  # some output is left
+            least = 1 + max(0, math.ceil((1 + both - e) / s))
         size.append(least + draw(st.integers(0, {1: 30, 2: 8, 3: 3}[axes])))
     assume(channels[0] * math.prod(size) <= COLUMNS)
-    options = {
-        "stride": stride,
-        "dilation": dilation,
-        "groups": groups,
-        "padding_mode": mode,
-        "padding": "same" if same else padding,
-    }
+    options = {"stride": stride, "dilation": dilation, "groups": groups, "padding": "same" if same else padding}
+    if mode == "transposed":
+        most_more = [max(s, d) - 1 for s, d in zip(stride, dilation, strict=True)]
+        options["output_padding"] = tuple(draw(st.integers(0, m)) for m in most_more)
+    else:
+        options["padding_mode"] = mode
     pattern = draw(st.sampled_from(sorted(PATTERNS)))
     return Setup(channels, kernel, tuple(size), options, draw(st.integers(0, 99)), pattern)
 
@@ -156,10 +164,27 @@ def test_matrix_free_stays_below_the_norm_at_the_size(setup: Setup) -> None:
 @example(TRAP)
 def test_no_size_exceeds_the_size_free_norm_times_its_factor(setup: Setup) -> None:
     layer = setup.layer()
-    factor = sn.as_operator(layer).size_free_factor()
+    factor = sn.as_operator(layer).padding_factor(None)
     assert dense_norm(layer, setup.size) <= factor * size_free_norm(layer) * (1 + ROUNDING)
-    if setup.options.get("padding_mode") != "circular":
+    if setup.options.get("padding_mode", "zeros") == "zeros":
         assert factor == 1
+
+
+@quickly
+@given(setups())
+@example(TRAP)
+def test_the_norm_at_the_size_stays_below_every_ceiling(setup: Setup) -> None:
+    """The first ceiling is a factor times the supremum of the symbol, the second times that of stride 1."""
+    layer = setup.layer()
+    operator, norm = sn.as_operator(layer), dense_norm(layer, setup.size)
+    unstrided = copy.copy(layer)
+    unstrided.stride = (1,) * len(setup.kernel)
+    suprema = size_free_norm(layer), size_free_norm(unstrided)
+    for size in (setup.size, None):
+        ceilings = operator.ceilings(size)
+        for (_, factor), supremum in zip(ceilings, suprema, strict=False):
+            assert norm <= factor * supremum * (1 + ROUNDING)
+        assert len(ceilings) == 1 or setup.options["padding_mode"] == "circular"
 
 
 @quickly

@@ -12,6 +12,8 @@ from rich.console import Console
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
+from reference import dense_norm
+from spectralnorm.measure import spectral_norm
 from spectralnorm.network.audit import Audit, audit
 from spectralnorm.training.models import small_cnn
 
@@ -81,12 +83,12 @@ def test_a_layer_called_twice_takes_the_largest_norm_and_one_never_called_has_no
 
 
 def test_nothing_is_dropped_silently() -> None:
-    parts: list[nn.Module] = [nn.Linear(4, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.LSTM(4, 4)]
-    found = audit(nn.Sequential(*parts, nn.ConvTranspose2d(1, 1, 3, padding_mode="zeros")))
+    parts: list[nn.Module] = [nn.Linear(4, 4), nn.LayerNorm(4), nn.ReLU(), nn.LSTM(4, 4)]
+    found = audit(nn.Sequential(*parts, nn.ConvTranspose2d(1, 1, 3), nn.BatchNorm2d(1)))
     names = [(module.name, module.type) for module in found.skipped]
-    assert names[:2] == [("1", "BatchNorm1d"), ("3", "LSTM")]
-    assert {name for name, _ in names} | {row.name for row in found.rows} == {"0", "1", "3", "4"}
-    assert "Not measured, no operator: 1 (BatchNorm1d), 3 (LSTM)" in str(found)
+    assert names == [("1", "LayerNorm"), ("3", "LSTM")]
+    assert [(row.name, row.batchnorm) for row in found.rows] == [("0", None), ("4", "5")]
+    assert "Not measured, no operator: 1 (LayerNorm), 3 (LSTM)" in str(found)
 
 
 def test_a_shared_module_appears_once_under_its_first_name() -> None:
@@ -103,8 +105,8 @@ def test_parametrised_layers_are_read_and_not_changed(training: bool) -> None:
     modes = [module.training for module in model.modules()]
     generator = torch.random.get_rng_state()
     found = audit(model, (1, 6, 6))
-    assert [(row.name, row.type) for row in found.rows] == [("0", "Conv2d")]
-    assert [module.name for module in found.skipped] == ["1"]
+    assert [(row.name, row.type) for row in found.rows] == [("0", "Conv2d + BN")]
+    assert found.skipped == ()
     assert float(found.rows[0].norm) == pytest.approx(3, rel=1e-2)  # PyTorch scales the kernel to 1
     assert [module.training for module in model.modules()] == modes
     assert torch.equal(torch.random.get_rng_state(), generator)
@@ -148,13 +150,13 @@ def test_zero_kernel_has_no_ratio() -> None:
 
 
 def test_dictionary_is_strict_json() -> None:
-    found = audit(nn.Sequential(blur(padding=1), nn.BatchNorm2d(1)), (1, 6, 6)).to_dict()
+    found = audit(nn.Sequential(blur(padding=1), nn.LayerNorm(6)), (1, 6, 6)).to_dict()
     assert json.loads(json.dumps(found, allow_nan=False)) == found
     assert found["schema"] == "spectralnorm/audit/1"
     assert found["layers"][0]["norm"].keys() == {"value", "lower", "upper", "method"}
     assert found["layers"][0]["size"] == [6, 6]
     assert found["product_of_layer_norms"] == pytest.approx(1, rel=1e-3)
-    assert found["skipped"] == [{"name": "1", "type": "BatchNorm2d"}]
+    assert found["skipped"] == [{"name": "1", "type": "LayerNorm"}]
 
 
 def test_rich_table_fits_80_columns_and_says_the_same() -> None:
@@ -164,7 +166,7 @@ def test_rich_table_fits_80_columns_and_says_the_same() -> None:
         console.print(found)
     shown = capture.get()
     assert max(map(len, shown.splitlines())) <= 80
-    for word in ("conv3", "Conv2d", "4x2x3x3", "product of the layers' norms", "bn1 (BatchNorm2d)"):
+    for word in ("conv3", "Conv2d", "4x2x3x3", "product of the layers' norms", "BN"):
         assert word in shown
         assert word in str(found)
 
@@ -183,7 +185,7 @@ def broken(layer: nn.Linear) -> nn.Linear:
 BAD: list[tuple[Any, Any, type[Exception], str]] = [
     (torch.relu, None, TypeError, "model: got builtin_function_or_method, expected a torch.nn.Module"),
     (nn.Sequential(), None, ValueError, "without a layer that has an operator .*no weights"),
-    (nn.BatchNorm1d(3), None, ValueError, "it holds BatchNorm1d.*register_operator"),
+    (nn.LayerNorm(3), None, ValueError, "it holds LayerNorm.*register_operator"),
     (nn.Linear(3, 2), (4,), ValueError, r"input_shape=\(4,\): the model does not run .*RuntimeError: mat1"),
     (nn.Linear(3, 2), 3, ValueError, "input_shape=3 is not a shape"),
     (nn.Linear(3, 2), (), ValueError, r"input_shape=\(\) is not a shape"),
@@ -200,3 +202,71 @@ def test_bad_input(model: Any, shape: Any, error: type[Exception], complaint: st
     if isinstance(model, nn.Module):
         assert all(module.training for module in model.modules())
         assert not any(module._forward_pre_hooks for module in model.modules())
+
+
+def batch_norm(channels: int, **options: Any) -> nn.BatchNorm2d:
+    """With statistics of some training behind it."""
+    norm = nn.BatchNorm2d(channels, **options).eval()
+    if norm.running_var is not None:
+        nn.init.uniform_(norm.running_var, 0.1, 2)
+    return norm
+
+
+def test_a_batchnorm_is_folded_into_the_layer_that_it_alone_reads() -> None:
+    """The norm of the one map, not the product of two (deel-torchlip#47)."""
+    conv, norm = nn.Conv2d(2, 3, 3, padding=1, bias=False), batch_norm(3)
+    (row,) = audit(nn.Sequential(conv, norm), (2, 5, 5)).rows
+    dense = dense_norm(nn.Sequential(conv, norm), (5, 5))
+    assert float(row.norm_at_size) == pytest.approx(dense, rel=1e-3)
+    assert row.norm.lower >= dense * (1 - 1e-3)
+    assert float(row.norm) < float(spectral_norm(conv)) * float(spectral_norm(norm))
+    assert (row.batchnorm, row.type, math.isnan(row.ratio)) == ("1", "Conv2d + BN", True)
+    assert row.to_dict()["ratio"] is None
+    assert "+ BN" in str(audit(nn.Sequential(conv, norm)))
+
+
+class Branches(nn.Module):
+    """The output of `conv` goes to a BatchNorm and around it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(2, 2, 1), batch_norm(2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y: Tensor = self.conv(x)
+        return y + self.norm(y)
+
+
+class Undecided(Branches):
+    """What torch.fx cannot trace."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.norm(self.conv(x))
+        return y if y.sum() > 0 else -y
+
+
+@pytest.mark.parametrize("model", [Branches(), Undecided()], ids=["branches", "not traceable"])
+def test_otherwise_a_batchnorm_is_a_row_of_its_own(model: nn.Module) -> None:
+    conv, norm = audit(model, (2, 4, 4)).rows
+    assert (conv.name, conv.type, norm.name, norm.type) == ("conv", "Conv2d", "norm", "BatchNorm2d")
+    scale = (model.norm.running_var + model.norm.eps).rsqrt().max()
+    assert float(norm.norm) == pytest.approx(float(scale), rel=1e-3)
+    assert (norm.pytorch, norm.weight_shape) == (None, (2,))
+    json.dumps(norm.to_dict(), allow_nan=False)
+
+
+def test_a_batchnorm_without_running_statistics_is_named_as_not_measured() -> None:
+    found = audit(nn.Sequential(nn.Conv2d(2, 2, 1), nn.ReLU(), batch_norm(2, track_running_stats=False)))
+    assert [module.type for module in found.skipped] == ["BatchNorm2d"]
+
+
+def test_certified_norms_are_proven_from_both_sides() -> None:
+    model = small_cnn((1, 8, 8), 10, width=2, batch_norm=True)
+    plain, found = audit(model), audit(model, certified=True)
+    assert (plain.certified, found.certified) == (False, True)
+    for row, tracked in zip(found.rows, plain.rows, strict=True):
+        assert row.norm.upper <= 1.001 * row.norm.lower * (1 + 1e-12)
+        assert row.norm.upper >= tracked.norm.lower
+    assert "at most" in str(found)
+    assert "at most" not in str(plain)
+    assert found.to_dict()["certified"] is True

@@ -162,6 +162,7 @@ FALLBACKS: dict[str, tuple[Callable[[], nn.Module], str]] = {
     "Embedding": (lambda: nn.Embedding(7, 3), "weight"),
     "vector": (Vector, "weight"),
     "LayerNorm": (lambda: nn.LayerNorm(5), "weight"),
+    "BatchNorm": (lambda: nn.BatchNorm1d(5), "weight"),
     "bias of a Linear": (lambda: nn.Linear(3, 4), "bias"),
     "Bilinear": (lambda: nn.Bilinear(2, 3, 4), "weight"),
     "attention": (lambda: nn.MultiheadAttention(4, 2), "in_proj_weight"),

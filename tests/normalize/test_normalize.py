@@ -13,7 +13,7 @@ from torch.nn.utils import parametrize
 
 import spectralnorm as sn
 from cases import CASES, Case
-from nets import LAYERS, conv_net, images, normalisation, original, sgd, train_step
+from nets import LAYERS, conv_net, images, normalisation, original, settle, sgd, train_step
 from reference import size_free_norm
 
 SLOW = (  # the reference takes a third of a second or more
@@ -40,7 +40,11 @@ KINDS = (
     "conv2d-stride-groups",
     "conv2d-circular-5x3-same",
     "conv2d-circular-stride-divides",
+    "conv2d-reflect-smooth",
     "conv3d-2x3x1",
+    "tconv1d-output-padding",
+    "tconv2d-3x3-same",
+    "tconv2d-depthwise-multiplier",
 )
 PLAIN = [c for c in CASES if str(c) not in (*SLOW, *KINDS) and "zero" not in str(c)]
 each_kind = pytest.mark.parametrize("case", [c for c in CASES if str(c) in KINDS], ids=str)
@@ -181,7 +185,7 @@ def test_other_modules_with_weights_are_named_in_one_warning() -> None:
     """deel-torchlip#47: a layer that is left out is never left out silently."""
     others = {
         "norm": nn.BatchNorm2d(3),
-        "up": nn.ConvTranspose2d(3, 3, 2),
+        "untracked": nn.BatchNorm2d(3, track_running_stats=False),
         "memory": nn.LSTM(3, 4),
         "words": nn.Embedding(7, 3),
     }
@@ -198,6 +202,24 @@ def test_other_modules_with_weights_are_named_in_one_warning() -> None:
     assert record[0].filename == __file__
     after = model.state_dict()
     assert all(torch.equal(after[name], before[name]) for name in before if name != "known.weight")
+
+
+def decoder() -> nn.Sequential:
+    """Images (batch, 3, 8, 8) -> (batch, 3, 16, 16)."""
+    torch.manual_seed(0)
+    up = nn.ConvTranspose2d(4, 3, 4, padding=1, stride=2)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), up)
+
+
+def test_a_batchnorm_between_layers_is_left_as_it_is_and_named() -> None:
+    with pytest.warns(UserWarning, match=r"left the weights of 1 \(BatchNorm2d\) as they are") as record:
+        net = sn.spectral_normalize(decoder())
+    assert len(record) == 1
+    for i in (0, 3):
+        assert size_free_norm(net[i]) == pytest.approx(1.0, rel=1e-3)
+    assert not parametrize.is_parametrized(net[1])
+    sn.remove_spectral_norm(net)
+    assert not any(parametrize.is_parametrized(module) for module in net.modules())
 
 
 class Lookalike(nn.Module):
@@ -291,6 +313,40 @@ def test_the_state_follows_the_truth_through_training(options: dict[str, Any]) -
     losses = follow(net, sgd(net, lr=0.003, momentum=0.0), every=10 if options else 3)
     assert losses[-1] < losses[0]
     assert max(errors(net)) < 1e-3
+
+
+TRANSPOSED = [c for c in CASES if str(c) in ("tconv1d-output-padding", "tconv2d-non-square", "tconv1d-groups")]
+
+
+@pytest.mark.parametrize("case", TRANSPOSED, ids=str)
+def test_a_transposed_layer_has_the_gradient_of_finite_differences(case: Case) -> None:
+    layer = settle(sn.spectral_normalize(case.layer().double(), target=2.0))
+    weight, plain = original(layer).detach().clone(), case.layer().double()
+    direction, step = (torch.linspace(a, b, weight.numel()).sin().view_as(weight) for a, b in ((0, 9), (1, 20)))
+    (grad,) = torch.autograd.grad((layer.weight * direction).sum(), original(layer))
+    values = []
+    for shift in (1e-5, -1e-5):
+        plain.weight.data = weight + shift * step
+        values.append(float((plain.weight * direction).sum().detach()) * 2.0 / size_free_norm(plain))
+    assert float((grad * step).sum()) == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4, abs=1e-5)
+
+
+@pytest.mark.filterwarnings("ignore:spectral_normalize left")
+def test_the_state_of_a_transposed_layer_follows_through_training() -> None:
+    net = sn.spectral_normalize(decoder())
+    optimizer, goal = sgd(net, lr=0.02, momentum=0.0), torch.ones(4, 3, 16, 16)
+    losses = []
+    for _ in range(20):
+        optimizer.zero_grad()
+        loss = (net(images()) - goal).square().mean()
+        loss.backward()
+        optimizer.step()
+        losses.append(float(loss.detach()))
+    net(images())
+    assert losses[-1] < losses[0]
+    assert normalisation(net[3]).turn == 20
+    for i in (0, 3):
+        assert size_free_norm(net[i]) == pytest.approx(1.0, rel=1e-2)
 
 
 @pytest.mark.small_models

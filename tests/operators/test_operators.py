@@ -10,11 +10,12 @@ from torch import Tensor, nn
 
 import spectralnorm as sn
 from cases import CASES, Case
-from reference import dense_matrix
+from reference import dense_matrix, is_transposed
 from spectralnorm.operators import registry
 from spectralnorm.operators.base import Operator
 from spectralnorm.operators.conv import ConvOperator
 from spectralnorm.operators.dense import DenseOperator
+from spectralnorm.operators.transposed import TransposedConvOperator
 
 
 def operator(case: Case) -> Operator:
@@ -71,6 +72,9 @@ def dft_grid(points: tuple[int, ...]) -> Tensor:
 
 def copies(op: Operator, size: tuple[int, ...]) -> int:
     """How often each singular value of a block occurs: for a pointwise kernel, once per cell that is read."""
+    if isinstance(op, TransposedConvOperator):
+        shows = zip(size, op.output_size(size), op.padding, op.stride, strict=True)
+        return math.prod(sum(0 <= i * s - p < m for i in range(n)) for n, m, p, s in shows)
     if not isinstance(op, ConvOperator) or op.padding_mode == "circular":
         return 1
     reads = zip(size, op.output_size(size), op.padding, op.stride, strict=True)
@@ -101,11 +105,12 @@ def test_closed_form_exactly_where_there_is_one() -> None:
         layer, n = case.layer(), case.size
         if isinstance(layer, nn.Linear):
             closed = True
-        elif layer.padding_mode == "zeros":
-            closed = set(layer.kernel_size) == {1} and matrix(operator(case), n).any().item()
-        else:
+        elif layer.padding_mode == "circular":
             out = layer(torch.zeros(1, layer.in_channels, *n)).shape[2:]
             closed = all(a == b * s for a, b, s in zip(n, out, layer.stride, strict=True))
+        else:  # a pointwise map of cells that are no copies
+            plain = layer.padding_mode == "zeros" or not any(layer.padding)
+            closed = set(layer.kernel_size) == {1} and plain and matrix(operator(case), n).any().item()
         assert (case in CLOSED) == closed, case
     assert len(CLOSED) > 20
 
@@ -133,24 +138,27 @@ def test_a_size_is_refused_exactly_when_pytorch_refuses_it(case: Case) -> None:
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_an_interior_is_an_output_that_reads_every_tap(case: Case) -> None:
+def test_reads_all_is_an_output_that_reads_every_tap(case: Case) -> None:
     layer = case.layer()
     with torch.no_grad():
         layer.weight.copy_(torch.arange(1.0, layer.weight.numel() + 1).reshape(layer.weight.shape))
     rows = dense_matrix(layer, case.size)
-    reads = (rows[: rows.shape[0] // getattr(layer, "groups", 1)] != 0).sum(1)  # cells read, first group
-    every = bool((reads == layer.weight[0].numel()).any())
-    claimed = sn.as_operator(layer).has_interior(case.size)
+    groups = getattr(layer, "groups", 1)
+    taps = layer.weight[: layer.in_channels // groups, 0] if is_transposed(layer) else layer.weight[0]
+    reads = (rows[: rows.shape[0] // groups] != 0).sum(1)  # cells read, first group
+    every = bool((reads == taps.numel()).any())
+    claimed = sn.as_operator(layer).reads_all(case.size)
     if getattr(layer, "padding_mode", "zeros") == "zeros":
         assert claimed == every
-    else:  # a wrapped kernel may happen to read distinct cells
+    else:  # a kernel on copies may happen to read distinct cells
         assert every or not claimed
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_flattened_is_what_pytorch_flattens(case: Case) -> None:
     layer = case.layer()
-    assert torch.equal(sn.as_operator(layer).flattened(), layer.weight.flatten(1))
+    outputs_first = layer.weight.transpose(0, 1) if is_transposed(layer) else layer.weight
+    assert torch.equal(sn.as_operator(layer).flattened(), outputs_first.flatten(1))
 
 
 # ---------------------------------------------------------------------- registry
@@ -226,7 +234,31 @@ def test_a_lazy_layer_says_that_it_is_not_initialised() -> None:
         sn.spectral_norm(nn.LazyLinear(3))
 
 
-@pytest.mark.parametrize("mode", ["reflect", "replicate"])
-def test_a_padding_without_an_operator_is_refused(mode: str) -> None:
-    with pytest.raises(ValueError, match=f"padding_mode='{mode}' has no operator; expected 'zeros' or 'circular'"):
-        sn.as_operator(nn.Conv2d(2, 2, 3, padding=1, padding_mode=mode))
+REFUSED: list[tuple[nn.Module, type[Exception], str]] = [
+    (nn.Embedding(3, 2), TypeError, "Embedding looks rows up by number.*no linear map.*measure its weight"),
+    (nn.EmbeddingBag(3, 2), TypeError, "EmbeddingBag looks rows up"),
+    (nn.LayerNorm(3), TypeError, "LayerNorm divides by statistics of its own input.*not linear"),
+    (nn.GroupNorm(1, 3), TypeError, "GroupNorm divides by statistics"),
+    (nn.RMSNorm(3), TypeError, "RMSNorm divides by statistics"),
+    (nn.InstanceNorm2d(3, affine=True), TypeError, "InstanceNorm2d divides by statistics"),
+    (nn.LazyConvTranspose2d(3, 3), ValueError, r"LazyConvTranspose2d\.weight is not initialised.*run one batch"),
+    (nn.LazyBatchNorm2d(), ValueError, r"LazyBatchNorm2d\.weight is not initialised.*run one batch"),
+    (nn.Sequential(nn.Conv2d(3, 4, 3), nn.LazyBatchNorm2d()), ValueError, "not initialised.*run one batch"),
+    (nn.Sequential(nn.LazyConv2d(4, 3), nn.BatchNorm2d(4)), ValueError, "not initialised.*run one batch"),
+    (nn.Sequential(nn.ReLU(), nn.BatchNorm2d(4)), TypeError, "ReLU is not a layer spectralnorm knows"),
+]
+
+
+@pytest.mark.parametrize(("layer", "error", "reason"), REFUSED, ids=lambda x: type(x).__name__)
+def test_a_layer_without_operator_says_why(layer: nn.Module, error: type[Exception], reason: str) -> None:
+    with pytest.raises(error, match=reason):
+        sn.as_operator(layer)
+
+
+@pytest.mark.filterwarnings("ignore")  # of torch, that its quantisation will move
+def test_a_quantised_layer_says_what_to_measure_instead() -> None:
+    model = nn.Sequential(nn.Linear(3, 2))
+    quantised = torch.ao.quantization.quantize_dynamic(model, {nn.Linear})[0]
+    with pytest.raises(TypeError, match=r"holds integers with scales.*measure its weight\(\)\.dequantize\(\)"):
+        sn.as_operator(quantised)
+    assert float(sn.spectral_norm(quantised.weight().dequantize(), method="exact")) > 0

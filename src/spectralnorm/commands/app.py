@@ -73,6 +73,7 @@ def audit(
     input_shape: Annotated[
         str | None, typer.Option(help="One input's shape, such as 1,28,28: adds the norms at the sizes seen.")
     ] = None,
+    certified: Annotated[bool, typer.Option("--certified", help="Prove the norms from above too.")] = False,
     json_file: Annotated[Path | None, typer.Option("--json", help="File to write the results to.")] = None,
 ) -> None:
     """Print each layer's true norm beside the value that PyTorch's spectral_norm divides by."""
@@ -83,7 +84,10 @@ def audit(
         model = load_target(target, arch, shape)
         with progress() as on_progress:
             found = audit_model(
-                model, shape, on_layer=lambda done, total: on_progress("measuring layers", done / total)
+                model,
+                shape,
+                certified=certified,
+                on_layer=lambda done, total: on_progress("measuring layers", done / total),
             )
         if json_file is not None:
             write_json(json_file, found.to_dict())

@@ -10,21 +10,16 @@ import torch
 from torch import Tensor
 
 from spectralnorm.bound import Bound
+from spectralnorm.estimators.rounding import frobenius_norm
 from spectralnorm.operators.base import Operator, Size
-from spectralnorm.operators.fourier import Symbol
 
 __all__ = [
     "Estimator",
     "attach_gradient",
     "check_counts",
-    "dense_rounding",
-    "frobenius_norm",
     "layer_bound",
-    "phase_rounding",
     "random_input",
 ]
-
-_ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
 
 class Estimator(ABC):
@@ -48,7 +43,7 @@ def check_counts(**options: int) -> None:
             raise ValueError(f"{name}={value!r} is no count; expected a whole number of at least 1.")
 
 
-def attach_gradient(value: float, bilinear: Tensor) -> Tensor:
+def attach_gradient(value: float, bilinear: Tensor, *, up: bool = False) -> Tensor:
     """A 0-dim tensor equal to `value`, never above it, with the gradient of `bilinear`.
 
     `bilinear` is u^H A v at fixed unit maximisers u and v. Rounding the value up to the tensor's dtype
@@ -57,36 +52,19 @@ def attach_gradient(value: float, bilinear: Tensor) -> Tensor:
     Args:
         value: the norm, computed in float64.
         bilinear: 0-dim tensor, linear in the weight.
+        up: never below `value` instead, for an upper bound.
 
     Returns:
         The differentiable value, in the dtype of `bilinear`.
     """
     rounded = torch.tensor(value, dtype=bilinear.dtype, device=bilinear.device)
-    if float(rounded) > value:
+    if up and float(rounded) < value:
+        rounded = torch.nextafter(rounded, torch.full_like(rounded, math.inf))
+    if not up and float(rounded) > value:
         rounded = torch.nextafter(rounded, torch.zeros_like(rounded))
     if not bilinear.requires_grad:
         return rounded
     return rounded + (bilinear - bilinear.detach())
-
-
-def dense_rounding(rows: int, columns: int, frobenius: float, dtype: torch.dtype) -> float:
-    """Bound on the error of a computed singular value.
-
-    LAPACK's SVD is backward stable: the computed values are the exact ones of A + E with
-    ||E||_F <= p(rows, columns) u ||A||_F (Higham, Accuracy and Stability of Numerical Algorithms, 2002,
-    chapter 19; LAPACK Users' Guide, section 4.9). We take p = 32 rows columns, the worst case of Higham's
-    constants; in float64 it stays near 1e-10 for the sizes in use.
-
-    Args:
-        rows: rows of the matrix.
-        columns: columns of the matrix.
-        frobenius: its Frobenius norm.
-        dtype: float32 or float64, real or complex, that it was computed in.
-
-    Returns:
-        The absolute error at most.
-    """
-    return 32.0 * rows * columns * _ROUNDOFF[dtype] * frobenius
 
 
 def random_input(operator: Operator, size: Size, generator: torch.Generator) -> Tensor:
@@ -107,31 +85,10 @@ def random_input(operator: Operator, size: Size, generator: torch.Generator) -> 
     return v.to(weight.device, dtype)
 
 
-def frobenius_norm(weight: Tensor) -> float:
-    """Frobenius norm in float64, without overflow or underflow of the squares; 0 for a zero weight only."""
-    exact = weight.detach().double()
-    largest = float(exact.abs().max())
-    return largest * float(torch.linalg.vector_norm(exact / largest)) if largest else 0.0
-
-
-def phase_rounding(symbol: Symbol) -> float:
-    """Bound on the error that rounded phases make in K^(w) computed in float64.
-
-    An angle w . q_t is wrong by at most (axes + 2) u |w . q_t|, its cosine and sine by 4 u more, and
-    sum_t ||K_t||_F <= sqrt(taps) ||W||_F.
-
-    Returns:
-        The absolute error of K^(w) at most, in the spectral norm.
-    """
-    layout, weight = symbol.layout, symbol.weight.detach()
-    per_tap = ((layout.axes + 2) * layout.reach + 4) * 2.0**-53
-    return per_tap * math.sqrt(weight.shape[3]) * frobenius_norm(weight)
-
-
 def layer_bound(operator: Operator, v: Tensor, method: str, stats: dict[str, Any]) -> Bound:
     """The bound from below that one input vector proves: ||A v|| / ||v||, recomputed in float64.
 
-    Each output sums c_in/groups * taps products, so the computed image is within
+    Each output sums at most max(c_out, c_in) * taps products, so the computed image is within
     (terms + 8) u || |A| || ||v|| of the true one, and || |A| || <= sqrt(taps) ||W||_F times the padding factor.
 
     Args:
@@ -149,9 +106,10 @@ def layer_bound(operator: Operator, v: Tensor, method: str, stats: dict[str, Any
         image = operator.apply(v[None])[0]
         sigma = float(torch.linalg.vector_norm(image))
         u = (image / max(sigma, 1e-300)).to(weight)
-        taps, terms = math.prod(weight.shape[2:]), math.prod(weight.shape[1:])
+        taps = math.prod(weight.shape[2:])
+        terms = max(weight.shape[:2]) * taps
         scale = math.sqrt(taps) * frobenius_norm(weight)
-    slack = (terms + 8) * 2.0**-53 * scale * operator.size_free_factor()
+    slack = (terms + 8) * 2.0**-53 * scale * operator.padding_factor(None)
     lower = max(0.0, sigma - slack)
     bilinear = (operator.apply(v[None].to(weight))[0] * u).sum()
     return Bound(attach_gradient(lower, bilinear), lower, math.inf, method, stats)

@@ -11,17 +11,11 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from spectralnorm.bound import Bound
-from spectralnorm.estimators.base import (
-    Estimator,
-    attach_gradient,
-    check_counts,
-    dense_rounding,
-    frobenius_norm,
-    phase_rounding,
-)
+from spectralnorm.estimators.base import Estimator, attach_gradient, check_counts
+from spectralnorm.estimators.grids import between_points, half_grid
+from spectralnorm.estimators.rounding import dense_rounding, frobenius_norm, phase_rounding
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.fourier import Symbol
 
@@ -63,8 +57,8 @@ class Exact(Estimator):
         if size is None:
             symbol = operator.symbol()
             points = _uniform_points(symbol.layout.degrees, rtol)
-            cosines = (math.cos(math.pi * d / n) for d, n in zip(symbol.layout.degrees, points, strict=True))
-            return self._grid_bound(symbol, points, operator.size_free_factor() / math.prod(cosines))
+            factor = operator.ceilings(None)[0][1] * between_points(symbol.layout.degrees, points)
+            return self._grid_bound(symbol, points, factor)
         closed = operator.grid(size)
         if closed is not None:
             return self._grid_bound(*closed, 1.0)
@@ -73,7 +67,7 @@ class Exact(Estimator):
     def _grid_bound(self, symbol: Symbol, points: Size, factor: float) -> Bound:
         with torch.no_grad():
             working = symbol.to(self.dtype)
-            w = _half_grid(points).to(working.weight.device)
+            w = half_grid(points).to(working.weight.device)
             per_chunk = max(1, _CHUNK // (working.groups * working.rows * working.columns))
             heights = [torch.linalg.svdvals(working.at(part))[..., 0] for part in torch.split(w, per_chunk)]
             flat = torch.cat(heights)  # (points, groups)
@@ -118,16 +112,3 @@ def _uniform_points(degrees: tuple[float, ...], rtol: float) -> Size:
         return (1,) * len(degrees)
     angle = math.acos((1 + rtol / 2) ** (-1 / axes))
     return tuple(math.ceil(math.pi * d / angle) if d else 1 for d in degrees)
-
-
-def _half_grid(points: Size) -> Tensor:
-    """Frequencies 2 pi j / points (m, axes), one of each pair w, -w: a real kernel's norm is even in w."""
-    halved = next((axis for axis, n in enumerate(points) if n > 1), None)
-    counts = [n // 2 + 1 if axis == halved else n for axis, n in enumerate(points)]
-    grids = [
-        2 * math.pi * torch.arange(c, dtype=torch.float64, device="cpu") / n
-        for c, n in zip(counts, points, strict=True)
-    ]
-    if not grids:
-        return torch.zeros(1, 0, dtype=torch.float64, device="cpu")
-    return torch.stack(torch.meshgrid(*grids, indexing="ij"), -1).reshape(-1, len(points))

@@ -13,7 +13,8 @@ from typing import ClassVar
 import torch
 
 from spectralnorm.bound import Bound
-from spectralnorm.estimators.base import Estimator, attach_gradient, dense_rounding, frobenius_norm
+from spectralnorm.estimators.base import Estimator, attach_gradient
+from spectralnorm.estimators.rounding import dense_rounding, frobenius_norm
 from spectralnorm.operators.base import Operator, Size
 
 __all__ = ["Flattened"]
@@ -45,7 +46,7 @@ class Flattened(Estimator):
         sigma = float(s[0])
         rounding = dense_rounding(flat.shape[0], flat.shape[1], frobenius, torch.float64)
         bilinear = (flat * torch.outer(u[:, 0], vh[0]).to(flat)).sum()
-        below = operator.symbol().groups == 1 and (size is None or operator.has_interior(size))
+        below = operator.symbol().groups == 1 and operator.reads_all(size)
         lower = max(0.0, sigma - rounding) if below else 0.0
         upper = sigma + rounding if operator.axes == 0 else math.inf
         if frobenius == 0:

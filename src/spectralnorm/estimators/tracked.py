@@ -16,12 +16,16 @@ from torch import Tensor
 
 from spectralnorm.bound import Bound
 from spectralnorm.estimators.ascent import FrequencyStep, Tracks, lengths, normalised, sweep
-from spectralnorm.estimators.base import Estimator, attach_gradient, check_counts, frobenius_norm, phase_rounding
+from spectralnorm.estimators.base import Estimator, attach_gradient, check_counts
+from spectralnorm.estimators.rounding import frobenius_norm, phase_rounding, rescaled
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.fourier import Symbol
 from spectralnorm.operators.lags import lags_of
 
-__all__ = ["Tracked", "cold_start", "frequency_step"]
+__all__ = ["Tracked", "cold_start", "frequency_step", "tracked_bound"]
+
+
+_NEWTON = 12  # steps from a grid point to the peak beside it
 
 
 def seeds(degrees: tuple[float, ...]) -> Tensor:
@@ -36,7 +40,7 @@ def seeds(degrees: tuple[float, ...]) -> Tensor:
     Returns:
         The frequencies, float64; four times the origin where no axis has a degree.
     """
-    base = {0: 1, 1: 64, 2: 8, 3: 6}[sum(d > 0 for d in degrees)]
+    base = {0: 1, 1: 64, 2: 12, 3: 6}[sum(d > 0 for d in degrees)]
     counts = [max(base, math.ceil(6 * d) + 2) if d else 1 for d in degrees]
     grids = []
     halved = False
@@ -121,8 +125,8 @@ class Tracked(Estimator):
     """
 
     name: ClassVar[str] = "tracked"
-    screening: int = 5
-    tracks: int = 8
+    screening: int = 7
+    tracks: int = 16
     max_sweeps: int = 200
     seed: int = 0
 
@@ -140,26 +144,35 @@ class Tracked(Estimator):
                     f"input_shape={size}. Leave input_shape out, or use method='auto'."
                 )
             symbol, grid = closed
-        with torch.no_grad():
-            precise = rtol < 1e-5 or operator.weight.dtype == torch.float64
-            working = symbol.to(torch.float64 if precise else torch.float32)
-            tracks, stats = self.climb(working, grid, rtol)
-        return _bound(symbol, tracks, grid, stats)
+        return self.of_symbol(symbol, grid, rtol)
 
-    def climb(self, symbol: Symbol, grid: Size | None, rtol: float) -> tuple[Tracks, dict[str, object]]:
+    def of_symbol(self, symbol: Symbol, grid: Size | None, rtol: float, start: Tensor | None = None) -> Bound:
+        """Measure one symbol, over the torus or a finite grid; arguments as `climb`, but with the graph."""
+        with torch.no_grad():
+            precise = rtol < 1e-5 or symbol.weight.dtype == torch.float64
+            working = symbol.to(torch.float64 if precise else torch.float32)
+            tracks, stats = self.climb(working, grid, rtol, start)
+        return tracked_bound(symbol, tracks, grid, stats)
+
+    def climb(
+        self, symbol: Symbol, grid: Size | None, rtol: float, start: Tensor | None = None
+    ) -> tuple[Tracks, dict[str, object]]:
         """Converge tracks from cold.
 
         Args:
             symbol: the symbol, detached.
             grid: a finite circular grid to stay on, or None.
             rtol: relative tolerance of the norm.
+            start: (m, axes) frequencies to start from, on the grid where there is one; None for the usual seeds.
 
         Returns:
             The tracks, highest first in each group and without images, and what was done.
         """
         largest = symbol.weight.abs().max().clamp_min(torch.finfo(symbol.weight.dtype).tiny)
         symbol = Symbol(symbol.weight / largest, symbol.layout)  # heights are squared: keep them in range
-        w = _on_grid(seeds(symbol.layout.degrees), grid)
+        if min(symbol.rows, symbol.columns) == 1 and start is None:
+            return _scaled(scalar_peaks(symbol, grid, self.tracks), largest), {"sweeps": 0, "converged": True}
+        w = _on_grid(seeds(symbol.layout.degrees), grid) if start is None else start
         tracks = cold_start(symbol, w, torch.Generator("cpu").manual_seed(self.seed))
         step = frequency_step(symbol, grid, everywhere=False)
         search = frequency_step(symbol, grid, everywhere=True)
@@ -175,8 +188,48 @@ class Tracked(Estimator):
             converged = height <= best * (1 + rtol / 20)
             best = max(best, height)
         tracks = tracks.take(tracks.height.sort(1, descending=True).indices)
-        tracks = Tracks(tracks.basis, tracks.w, tracks.height * largest)
-        return tracks, {"sweeps": self.screening + count, "seeds": w.shape[0], "converged": converged}
+        return _scaled(tracks, largest), {
+            "sweeps": self.screening + count,
+            "seeds": w.shape[0],
+            "converged": converged,
+        }
+
+
+def scalar_peaks(symbol: Symbol, grid: Size | None, count: int) -> Tracks:
+    """Tracks of a symbol with one row or one column, such as a depthwise layer's: no vectors to iterate on.
+
+    Its squared height is one trigonometric polynomial: searched on a fine grid, and climbed from the best points.
+
+    Args:
+        symbol: the symbol, detached.
+        grid: a finite circular grid to stay on, or None.
+        count: of tracks.
+
+    Returns:
+        The tracks, highest first in each group.
+    """
+    weight, layout = symbol.weight, symbol.layout
+    lags = lags_of(layout, weight.dtype)
+    zero = torch.zeros_like(weight.flatten(1, 2))
+    a = lags.coefficients(torch.complex(weight.flatten(1, 2), zero)[:, None])  # (g, 1, lags)
+    points = grid or tuple(1 if extent == 1 else 4 * extent for extent in lags.extents)
+    heights = lags.on_grid(a, points)[:, 0]
+    best = heights.topk(min(count, heights.shape[1]), 1).indices
+    w = lags.frequencies(best, points).to(weight)
+    for _ in range(_NEWTON if any(layout.degrees) and not grid else 0):
+        w = lags.climb(a, w)
+    height = lags.height(a, w).clamp_min(0).sqrt()
+    v = torch.ones(*w.shape[:2], weight.shape[2], layout.components, device=weight.device, dtype=a.dtype)
+    ahead = symbol.read(symbol.fold(v, layout.phases(w)))
+    x = torch.ones_like(ahead) if symbol.rows == 1 else normalised(ahead)
+    empty = torch.zeros_like(x)
+    tracks = Tracks(torch.stack([x, empty, empty], 2), w, height)
+    return tracks.take(height.sort(1, descending=True).indices)
+
+
+def _scaled(tracks: Tracks, factor: Tensor) -> Tracks:
+    """Of a kernel so many times as large, without images."""
+    return Tracks(tracks.basis, tracks.w, tracks.height * factor)
 
 
 def _on_grid(w: Tensor, grid: Size | None) -> Tensor:
@@ -198,26 +251,31 @@ def _nearest(w: Tensor, grid: Size | None) -> Tensor:
     return (w / step).round() * step
 
 
-def _bound(symbol: Symbol, tracks: Tracks, grid: Size | None, stats: dict[str, object]) -> Bound:
+def tracked_bound(symbol: Symbol, tracks: Tracks, grid: Size | None, stats: dict[str, object]) -> Bound:
     """The highest track, its height recomputed in float64 and lowered by the rounding of that.
 
     The computed K^(w)^H x is within (rows + taps + 8) u sqrt(taps) ||W||_F of the true one, and the phases add
     their own rounding.
+
+    Args:
+        symbol: the symbol, with its graph.
+        tracks: highest first in each group.
+        grid: the finite grid they lie on, or None.
+        stats: for `Bound.stats`.
 
     Returns:
         The bound, its value differentiable.
     """
     with torch.no_grad():
         group = int(tracks.height[:, 0].argmax())
-        exact = Symbol(symbol.weight[group : group + 1], symbol.layout).to(torch.float64)
+        exact, scale = rescaled(Symbol(symbol.weight[group : group + 1], symbol.layout))
         x = normalised(tracks.basis[group, 0, 0].to(torch.complex128))
         w = _nearest(tracks.w[group, 0].double(), grid)
         v = exact.unfold(exact.read_adjoint(x[None, None])[0, 0], exact.layout.phases(w)).flatten()
         sigma = float(torch.linalg.vector_norm(v))
         taps = symbol.weight.shape[3]
-        scale = math.sqrt(taps) * frobenius_norm(exact.weight)
-    rounding = (symbol.rows + taps + 8) * 2.0**-53 * scale + phase_rounding(symbol)
-    lower = max(0.0, sigma - rounding)
+        terms = (symbol.rows + taps + 8) * 2.0**-53 * math.sqrt(taps) * frobenius_norm(exact.weight)
+    lower = scale * max(0.0, sigma - terms - phase_rounding(exact))
     real = torch.complex128 if symbol.weight.dtype == torch.float64 else torch.complex64
     bilinear = symbol.bilinear(group, x.to(real), (v / max(sigma, 1e-300)).to(real), w)
     stats = {**stats, "frequency": tuple(w.tolist()), "group": group}

@@ -13,8 +13,10 @@ from torch.nn.utils import parametrize
 
 from spectralnorm.bound import Bound
 from spectralnorm.measure import spectral_norm
+from spectralnorm.network.graph import batchnorm_pairs
 from spectralnorm.network.probe import check_input_shape, reading, shapes_seen
 from spectralnorm.operators.base import Size
+from spectralnorm.operators.batchnorm import is_batchnorm
 from spectralnorm.operators.registry import as_operator, has_operator
 
 if TYPE_CHECKING:
@@ -38,37 +40,42 @@ class AuditRow:
 
     Attributes:
         name: as in `model.named_modules()`.
-        type: name of the layer's class, without parametrizations.
+        type: name of the layer's class, without parametrizations; with "+ BN" where a BatchNorm is folded in.
         weight_shape: (outputs, inputs) or (c_out, c_in/groups, *k).
-        pytorch: the norm of the flattened kernel, which PyTorch's `spectral_norm` divides by.
+        pytorch: the norm of the flattened kernel, which PyTorch's `spectral_norm` divides by; None for a
+            BatchNorm, which has no kernel.
         norm: the true, size-free norm.
         size: the spatial size the layer sees, `()` for a dense layer; of several sizes the one of the largest
             norm; None when no `input_shape` was given, or the model never called the layer.
         norm_at_size: the norm at that size.
+        batchnorm: name of the BatchNorm that alone reads the layer's output; then the norms are those of the two
+            as one map, in eval mode.
     """
 
     name: str
     type: str
     weight_shape: Size
-    pytorch: float
+    pytorch: float | None
     norm: Bound
     size: Size | None = None
     norm_at_size: Bound | None = None
+    batchnorm: str | None = None
 
     @property
     def ratio(self) -> float:
-        """The true norm over PyTorch's value; NaN where that is zero."""
-        return float(self.norm) / self.pytorch if self.pytorch else math.nan
+        """The true norm over PyTorch's value; NaN where that is zero, or the norm is not of the kernel alone."""
+        return float(self.norm) / self.pytorch if self.pytorch and self.batchnorm is None else math.nan
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same as lists, strings, numbers and None, ready for JSON."""
         return {
             "name": self.name,
             "type": self.type,
+            "batchnorm": self.batchnorm,
             "weight_shape": list(self.weight_shape),
             "pytorch": self.pytorch,
             "norm": _bound_to_dict(self.norm),
-            "ratio": self.ratio if self.pytorch else None,
+            "ratio": None if math.isnan(self.ratio) else self.ratio,
             "size": None if self.size is None else list(self.size),
             "norm_at_size": None if self.norm_at_size is None else _bound_to_dict(self.norm_at_size),
         }
@@ -107,15 +114,21 @@ class Audit:
         """The product of the layers' size-free norms.
 
         It is not a Lipschitz bound of the network: it ignores skipped modules, branches, and layers that are
-        called twice, and the norms are known from below.
+        called twice, and without `certified` the norms are known from below.
         """
         return math.prod(float(row.norm) for row in self.rows)
+
+    @property
+    def certified(self) -> bool:
+        """Whether every size-free norm is proven from both sides."""
+        return all(row.norm.certified for row in self.rows)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the same as dictionaries, lists, strings, numbers and None, ready for JSON."""
         return {
             "schema": SCHEMA,
             "input_shape": None if self.input_shape is None else list(self.input_shape),
+            "certified": self.certified,
             "layers": [row.to_dict() for row in self.rows],
             "product_of_layer_norms": self.product,
             "skipped": [{"name": module.name, "type": module.type} for module in self.skipped],
@@ -149,11 +162,14 @@ class Audit:
 
     def _header(self) -> list[str]:
         at_size = ["input size", "norm at it"] if self.input_shape is not None else []
-        return ["layer", "type", "weight", "PyTorch", "true norm", "ratio", *at_size]
+        proven = ["at most"] if self.certified else []
+        return ["layer", "type", "weight", "PyTorch", "true norm", *proven, "ratio", *at_size]
 
     def _cells(self, row: AuditRow) -> list[str]:
-        cells = [row.name or "(model)", row.type, _times(row.weight_shape), _number(row.pytorch)]
-        cells += [_number(float(row.norm)), _number(row.ratio)]
+        name = row.name or "(model)"
+        cells = [name, row.type, _times(row.weight_shape)]
+        cells += ["-" if row.pytorch is None else _number(row.pytorch), _number(float(row.norm))]
+        cells += [*([_number(row.norm.upper, up=True)] if self.certified else []), _number(row.ratio)]
         if self.input_shape is not None:
             there = row.norm_at_size
             cells += [_times(row.size or ()), "-" if there is None else _number(float(there))]
@@ -161,22 +177,36 @@ class Audit:
 
     def _notes(self) -> list[str]:
         notes = [f"{PRODUCT}: {_number(self.product)} (not a Lipschitz bound of the network)", LEGEND]
+        if any(row.batchnorm for row in self.rows):
+            notes.append(
+                "+ BN: with the BatchNorm that alone reads the layer, as the one map they are in eval mode."
+            )
+        if self.certified:
+            notes.append("At most: proven, by a search that excludes every frequency.")
         if self.skipped:
             names = ", ".join(f"{module.name or '(model)'} ({module.type})" for module in self.skipped)
             notes.append(f"Not measured, no operator: {names}.")
         return notes
 
 
-def audit(model: nn.Module, input_shape: Sequence[int] | None = None, *, on_layer: OnLayer | None = None) -> Audit:
+def audit(
+    model: nn.Module,
+    input_shape: Sequence[int] | None = None,
+    *,
+    certified: bool = False,
+    on_layer: OnLayer | None = None,
+) -> Audit:
     """Measure every layer of a model, as it acts in eval mode; the model is left as it was.
 
-    A layer that occurs several times is measured once, under its first name. The product of the norms is not
-    a Lipschitz bound of the network.
+    A layer that occurs several times is measured once, under its first name. A layer and the BatchNorm that alone
+    reads its output are measured as the one map they are. The product of the norms is not a Lipschitz bound of
+    the network.
 
     Args:
         model: any module; parametrised layers are read through their parametrizations.
         input_shape: one input's shape without batch, such as `(3, 32, 32)`, to measure each layer also at the
             spatial size it sees there; the model is run once on zeros of that shape.
+        certified: whether to prove the size-free norms from above too.
         on_layer: called after each layer with the number of layers done, and their total.
 
     Returns:
@@ -191,31 +221,44 @@ def audit(model: nn.Module, input_shape: Sequence[int] | None = None, *, on_laye
         >>> import torch, spectralnorm as sn
         >>> conv = torch.nn.Conv2d(1, 1, 3, padding=1, bias=False)
         >>> _ = torch.nn.init.constant_(conv.weight, 1 / 9)  # a blur: it keeps a constant image as it is
-        >>> found = sn.audit(torch.nn.Sequential(conv, torch.nn.BatchNorm2d(1)))
+        >>> found = sn.audit(torch.nn.Sequential(conv, torch.nn.LayerNorm(8)))
         >>> print(found)
         layer  type    weight   PyTorch  true norm  ratio
         -------------------------------------------------
         0      Conv2d  1x1x3x3    0.333      1.000  3.000
         product of the layers' norms: 1.000 (not a Lipschitz bound of the network)
         PyTorch: ...
-        Not measured, no operator: 1 (BatchNorm2d).
+        Not measured, no operator: 1 (LayerNorm).
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module; wrap it in one")
-    layers, skipped = _layers(model)
+    pairs = batchnorm_pairs(model)
+    layers, skipped = _layers(model, set(pairs.values()))
     shape = None if input_shape is None else check_input_shape(input_shape)
     rows: list[AuditRow] = []
     with reading(model), torch.no_grad():
         seen = {} if shape is None else shapes_seen(model, layers, shape)
         for name, layer in layers.items():
-            rows.append(_row(name, layer, seen.get(name, [])))
+            norm = (pairs[name], model.get_submodule(pairs[name])) if name in pairs else None
+            rows.append(_row(name, layer, seen.get(name, []), norm, certified))
             if on_layer is not None:
                 on_layer(len(rows), len(layers))
     return Audit(tuple(rows), tuple(skipped), shape)
 
 
-def _layers(model: nn.Module) -> tuple[dict[str, nn.Module], list[Skipped]]:
-    """The layers by name, and the modules with weights of their own that have no operator."""
+def _layers(model: nn.Module, folded: set[str]) -> tuple[dict[str, nn.Module], list[Skipped]]:
+    """The layers by name, and the modules with weights of their own that have no operator.
+
+    Args:
+        model: the model.
+        folded: names of BatchNorms that are measured with the layer before them.
+
+    Returns:
+        Both, in the model's order.
+
+    Raises:
+        ValueError: when no layer has an operator.
+    """
     inside = {
         part
         for module in model.modules()
@@ -225,7 +268,9 @@ def _layers(model: nn.Module) -> tuple[dict[str, nn.Module], list[Skipped]]:
     layers: dict[str, nn.Module] = {}
     skipped: list[Skipped] = []
     for name, module in model.named_modules():
-        if module not in inside and has_operator(module):
+        if name in folded:
+            continue
+        if module not in inside and has_operator(module) and not _depends_on_batch(module):
             layers[name] = module
         elif module not in inside and _has_weights(module):
             skipped.append(Skipped(name, _type_name(module)))
@@ -243,20 +288,50 @@ def _has_weights(module: nn.Module) -> bool:
     return own is not None or parametrize.is_parametrized(module)
 
 
-def _row(name: str, layer: nn.Module, shapes: Sequence[Size]) -> AuditRow:
+def _depends_on_batch(module: nn.Module) -> bool:
+    """Whether this is a BatchNorm without running statistics: no linear map."""
+    return is_batchnorm(module) and module.running_var is None
+
+
+def _row(
+    name: str, layer: nn.Module, shapes: Sequence[Size], norm: tuple[str, nn.Module] | None, certified: bool
+) -> AuditRow:
+    """Measure a layer, with the BatchNorm behind it where the two are one map.
+
+    Args:
+        name: of the layer.
+        layer: the layer.
+        shapes: of what the model gives it.
+        norm: name and module of the BatchNorm, or None.
+        certified: whether to prove the size-free norm.
+
+    Returns:
+        The row.
+
+    Raises:
+        TypeError: when a weight has no norm for its dtype.
+        ValueError: when a weight is empty or not finite.
+    """
+    measured = nn.Sequential(layer, norm[1]) if norm else layer
     try:
-        operator = as_operator(layer)
-        pytorch = float(spectral_norm(layer, method="flattened"))
-        free = spectral_norm(layer)
-        sizes = [shape[len(shape) - operator.axes :] for shape in shapes]
-        there = [(spectral_norm(layer, input_shape=size or None), size) for size in dict.fromkeys(sizes)]
+        operator = as_operator(measured)
+        pytorch = None if is_batchnorm(layer) else float(spectral_norm(layer, method="flattened"))
+        free = spectral_norm(measured, certified=certified)
+        sizes = [] if is_batchnorm(layer) else [shape[len(shape) - operator.axes :] for shape in shapes]
+        there = [(spectral_norm(measured, input_shape=size or None), size) for size in dict.fromkeys(sizes)]
     except (TypeError, ValueError) as error:
         raise type(error)(f"layer {name!r}: {error}") from error
-    weight_shape = tuple(operator.weight.shape)
-    if not there:
-        return AuditRow(name, _type_name(layer), weight_shape, pytorch, free)
-    bound, size = max(there, key=lambda pair: float(pair[0]))
-    return AuditRow(name, _type_name(layer), weight_shape, pytorch, free, size, bound)
+    bound, size = max(there, key=lambda pair: float(pair[0])) if there else (None, None)
+    return AuditRow(
+        name=name,
+        type=_type_name(layer) + (" + BN" if norm else ""),
+        weight_shape=tuple(operator.weight.shape[:1] if is_batchnorm(layer) else operator.weight.shape),
+        pytorch=pytorch,
+        norm=free,
+        size=size,
+        norm_at_size=bound,
+        batchnorm=norm[0] if norm else None,
+    )
 
 
 def _bound_to_dict(bound: Bound) -> dict[str, Any]:
@@ -272,7 +347,10 @@ def _times(shape: Size) -> str:
     return "x".join(map(str, shape)) or "-"
 
 
-def _number(value: float) -> str:
+def _number(value: float, *, up: bool = False) -> str:
+    """Three decimals, or scientific; rounded up for an upper bound."""
     if math.isnan(value):
         return "-"
-    return f"{value:.3f}" if value == 0 or 1e-3 <= value < 1e5 else f"{value:.2e}"
+    if value and not 1e-3 <= value < 1e5:
+        return f"{value:.2e}" if not up else f"{value * 1.005:.2e}"
+    return f"{math.ceil(value * 1000) / 1000 if up and math.isfinite(value) else value:.3f}"

@@ -14,11 +14,13 @@ from spectralnorm.normalize.classes import own_class
 from spectralnorm.normalize.engine import Engine
 from spectralnorm.normalize.parametrization import SpectralNormalization
 from spectralnorm.operators.base import Operator
+from spectralnorm.operators.batchnorm import is_batchnorm
 from spectralnorm.operators.registry import as_operator, has_operator
 
 __all__ = [
     "attach",
     "check_plain",
+    "is_normalizable",
     "is_small",
     "normalisations",
     "refresh",
@@ -41,8 +43,8 @@ def spectral_normalize(
     In training the estimate moves once per change of the weights; in eval it stands still.
 
     Args:
-        model_or_layer: a layer, or a model whose Linear, Conv1d, Conv2d and Conv3d layers (and registered
-            types) are normalised in place. Other modules with weights are named in one warning.
+        model_or_layer: a layer, or a model whose Linear, Conv and ConvTranspose layers (and registered types)
+            are normalised in place. Other modules with weights, BatchNorm too, are named in one warning.
         target: the norm each layer gets, above 0.
         mode: "hard", W target / sigma always; "soft", W min(1, target / sigma).
         method: "tracked", the only one cheap enough for training.
@@ -74,11 +76,12 @@ def spectral_normalize(
             f"{', '.join(taken)} already carries a spectral normalisation; expected a model without. "
             "Call remove_spectral_norm first, or leave the second call out."
         )
-    if has_operator(model_or_layer):
+    if is_normalizable(model_or_layer):
         layers = {"": model_or_layer}
     else:
-        layers = {name: layer for name, layer in model_or_layer.named_modules() if has_operator(layer)}
-    if not layers and not isinstance(model_or_layer, _CONTAINERS) and not list(model_or_layer.children()):
+        layers = {name: layer for name, layer in model_or_layer.named_modules() if is_normalizable(layer)}
+    childless = not isinstance(model_or_layer, _CONTAINERS) and not list(model_or_layer.children())
+    if not layers and childless and not is_batchnorm(model_or_layer):
         as_operator(model_or_layer)  # raises, and says how to register the type
     if not layers:
         raise ValueError(
@@ -95,6 +98,11 @@ def spectral_normalize(
         attach(layer, normalisation)
     _warn_of_others(model_or_layer)
     return model_or_layer
+
+
+def is_normalizable(layer: nn.Module) -> bool:
+    """Whether a layer's weight is to be scaled: a BatchNorm's map depends on its statistics too."""
+    return has_operator(layer) and not is_batchnorm(layer)
 
 
 def is_small(operators: Sequence[Operator]) -> bool:
@@ -237,6 +245,6 @@ def _warn_of_others(model: nn.Module) -> None:
     if others:
         warnings.warn(
             f"spectral_normalize left the weights of {', '.join(others)} as they are: it normalises "
-            "Linear, Conv1d, Conv2d, Conv3d and registered layers.",
+            "Linear, Conv, ConvTranspose and registered layers.",
             stacklevel=3,
         )

@@ -52,8 +52,20 @@ class Operator(ABC):
     def symbol(self) -> Symbol:
         """The symbol whose supremum is the size-free norm, or its lower end where none is exact."""
 
-    def size_free_factor(self) -> float:
-        """The size-free norm is at most this times the supremum of the symbol; 1 when they are equal."""
+    def ceilings(self, size: Size | None) -> list[tuple[Symbol, float]]:
+        """Symbols, each with a factor: the norm is at most the factor times the supremum of the symbol.
+
+        At a spatial size, or size-free. The first is that of `symbol()`, whose supremum the size-free norm also
+        reaches, so that it is known where its factor is 1.
+
+        Returns:
+            One or more pairs; the smallest product counts.
+        """
+        return [(self.symbol(), self.padding_factor(size))]
+
+    def padding_factor(self, size: Size | None) -> float:
+        """The norm is at most this times the supremum of `symbol()`, at a size or size-free."""
+        del size
         return 1.0
 
     def grid(self, size: Size) -> tuple[Symbol, Size] | None:
@@ -61,8 +73,8 @@ class Operator(ABC):
         del size
         return self.symbol(), ()
 
-    def has_interior(self, size: Size) -> bool:
-        """Whether some output at this size reads every tap of the kernel, none of them from padding."""
+    def reads_all(self, size: Size | None) -> bool:
+        """Whether some output reads every tap of the kernel, none from padding: at a size, or at any large one."""
         del size
         return True
 

@@ -7,17 +7,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
 from torch.nn import grad as conv_grad
 
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.fourier import Symbol, conv_symbol
+from spectralnorm.operators.padding import Padding, least_size, most_copies, most_copies_ever, pad, unpad
 
-__all__ = ["ConvOperator", "Padding"]
-
-Padding = tuple[tuple[int, int], ...]
+__all__ = ["ConvOperator"]
 
 _CONV: dict[int, Callable[..., Any]] = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 _CONV_INPUT: dict[int, Callable[..., Any]] = {
@@ -35,7 +33,7 @@ class ConvOperator(Operator):
         weight: (c_out, c_in/groups, *k).
         stride: per axis.
         padding: (left, right) per axis.
-        padding_mode: "zeros" or "circular".
+        padding_mode: "zeros", "circular", "reflect" or "replicate".
         dilation: per axis.
         groups: number of channel groups.
     """
@@ -70,10 +68,11 @@ class ConvOperator(Operator):
                     f"input_shape={size} is too small: {n} plus padding {left}+{right} does not hold the "
                     f"kernel's extent of {extent}. Give a size of at least {extent - left - right} there."
                 )
-            if self.padding_mode == "circular" and max(left, right) > n:
+            least = least_size(left, right, self.padding_mode)
+            if n < least:
                 raise ValueError(
-                    f"input_shape={size} is too small for circular padding ({left}, {right}): it would wrap "
-                    f"around more than once. Give a size of at least {max(left, right)} there."
+                    f"input_shape={size} is too small for {self.padding_mode} padding ({left}, {right}): it would "
+                    f"show a cell more than once on one side. Give a size of at least {least} there."
                 )
         return size
 
@@ -88,27 +87,11 @@ class ConvOperator(Operator):
             for n, pad, extent, s in zip(size, self.padding, self.extent, self.stride, strict=True)
         )
 
-    def _pad(self, x: Tensor) -> Tensor:
-        for axis, (n, (left, right)) in enumerate(zip(x.shape[2:], self.padding, strict=True), start=2):
-            if self.padding_mode == "circular" and (left or right):
-                x = x.index_select(axis, _wrapped(n, left, right, x.device))
-        if self.padding_mode == "circular":
-            return x
-        return F.pad(x, [cells for pad in reversed(self.padding) for cells in pad])
-
-    def _unpad(self, x: Tensor, size: Size) -> Tensor:
-        for axis, (n, (left, right)) in enumerate(zip(size, self.padding, strict=True), start=2):
-            if self.padding_mode == "circular" and (left or right):
-                shape = (*x.shape[:axis], n, *x.shape[axis + 1 :])
-                x = x.new_zeros(shape).index_add_(axis, _wrapped(n, left, right, x.device), x)
-            else:
-                x = x.narrow(axis, left, n)
-        return x
-
     def apply(self, x: Tensor) -> Tensor:
         """(batch, c_in, *size) -> (batch, c_out, *output_size)."""
         conv = _CONV[self.axes]
-        out: Tensor = conv(self._pad(x), self.weight.to(x), None, self.stride, 0, self.dilation, self.groups)
+        x = pad(x, self.padding, self.padding_mode)
+        out: Tensor = conv(x, self.weight.to(x), None, self.stride, 0, self.dilation, self.groups)
         return out
 
     def adjoint(self, y: Tensor, size: Size) -> Tensor:
@@ -116,23 +99,47 @@ class ConvOperator(Operator):
         padded = [n + left + right for n, (left, right) in zip(size, self.padding, strict=True)]
         shape = (y.shape[0], self.weight.shape[1] * self.groups, *padded)
         x: Tensor = _CONV_INPUT[self.axes](shape, self.weight.to(y), y, self.stride, 0, self.dilation, self.groups)
-        return self._unpad(x, size)
+        return unpad(x, size, self.padding, self.padding_mode)
 
     def symbol(self) -> Symbol:
         """The polyphase symbol; a common factor of stride and dilation cancels (MATHS: undilated kernel)."""
         stride = [s // math.gcd(s, d) for s, d in zip(self.stride, self.dilation, strict=True)]
         return conv_symbol(self.weight, self.groups, stride, [1] * self.axes)
 
-    def size_free_factor(self) -> float:
-        """1 where the supremum of the symbol is the norm; circular padding can repeat cells, at most thrice."""
-        if self.padding_mode == "zeros" or (self._keeps_size() and set(self.stride) == {1}):
-            return 1.0
-        repeats = (1 + math.ceil(sum(pad) / max(1, *pad)) for pad in self.padding)
-        return math.sqrt(math.prod(repeats))
+    def ceilings(self, size: Size | None) -> list[tuple[Symbol, float]]:
+        """The polyphase symbol times what padding adds; for circular padding also that of stride 1.
 
-    def _keeps_size(self) -> bool:
-        """Whether an output of stride 1 is as large as the input."""
-        return all(sum(pad) == extent - 1 for pad, extent in zip(self.padding, self.extent, strict=True))
+        Padding shows a cell of the input m times at most, so its norm is at most sqrt(m) per axis, and the
+        convolution behind it is one with zero padding. A circular convolution also takes outputs from the one
+        of stride 1 with n outputs, each at most ceil(n_out gcd(s, n) / n) times.
+
+        Returns:
+            One or two pairs of a symbol and its factor.
+        """
+        found = [(self.symbol(), self.padding_factor(size))]
+        repeats = self._circular_repeats(size) if self.padding_mode == "circular" else None
+        if repeats is not None:
+            found.append((conv_symbol(self.weight, self.groups, [1] * self.axes, [1] * self.axes), repeats))
+        if len(found) == 2 and set(self.stride) == {1}:  # the same symbol twice
+            return [min(found, key=lambda pair: pair[1])]
+        return found
+
+    def padding_factor(self, size: Size | None) -> float:
+        """The norm of the padding as a map: sqrt of how often it shows one cell, at this size or at the worst."""
+        if size is None:
+            copies = [most_copies_ever(*both, self.padding_mode) for both in self.padding]
+        else:
+            axes = zip(size, self.padding, self.output_size(size), self.stride, self.extent, strict=True)
+            copies = [most_copies(n, *p, self.padding_mode, (m - 1) * s + e) for n, p, m, s, e in axes]
+        return math.sqrt(math.prod(copies))
+
+    def _circular_repeats(self, size: Size | None) -> float | None:
+        """Sqrt of how often an output of the circular map of stride 1 is taken; None where no size bounds it."""
+        if size is None:  # n_out <= n at every size, unless padding goes beyond "same"
+            within = all(sum(p) <= extent - 1 for p, extent in zip(self.padding, self.extent, strict=True))
+            return 1.0 if within else None
+        axes = zip(size, self.output_size(size), self.stride, strict=True)
+        return math.sqrt(math.prod(math.ceil(m * math.gcd(s, n) / n) for n, m, s in axes))
 
     def grid(self, size: Size) -> tuple[Symbol, Size] | None:
         """The DFT grid of the outputs for circular padding whose stride divides the size; or a pointwise map."""
@@ -142,21 +149,19 @@ class ConvOperator(Operator):
             return (
                 (conv_symbol(self.weight, self.groups, self.stride, self.dilation), outputs) if divides else None
             )
-        pointwise = set(self.weight.shape[2:]) == {1} and self.has_interior(size)
-        return (self.symbol(), (1,) * self.axes) if pointwise else None
+        pointwise = set(self.weight.shape[2:]) == {1} and self.reads_all(size)
+        unpadded = self.padding_mode == "zeros" or not any(map(sum, self.padding))
+        return (self.symbol(), (1,) * self.axes) if pointwise and unpadded else None
 
-    def has_interior(self, size: Size) -> bool:
+    def reads_all(self, size: Size | None) -> bool:
         """Whether some output reads every tap from a cell of its own."""
+        if size is None:
+            return True
         reads = zip(size, self.output_size(size), self.padding, self.extent, self.stride, strict=True)
         if self.padding_mode == "circular":
             return all(n >= extent for n, _, _, extent, _ in reads)
-        return all(any(0 <= i * s - pad[0] <= n - extent for i in range(m)) for n, m, pad, extent, s in reads)
+        return all(any(0 <= i * s - both[0] <= n - extent for i in range(m)) for n, m, both, extent, s in reads)
 
     def flattened(self) -> Tensor:
         """(c_out, c_in/groups * taps)."""
         return self.weight.flatten(1)
-
-
-def _wrapped(n: int, left: int, right: int, device: torch.device) -> Tensor:
-    """The input cell each cell of a circularly padded axis shows."""
-    return torch.arange(-left, n + right, device=device) % n

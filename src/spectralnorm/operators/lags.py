@@ -77,22 +77,30 @@ class Lags:
         moved: Tensor = w + self.shares[best, 0, 0] * step
         return moved
 
-    def search(self, a: Tensor, w: Tensor, points: tuple[int, ...]) -> Tensor:
-        """The highest of a grid's frequencies 2 pi j / points and the current w: (g, m, axes)."""
-        values = a.unflatten(-1, self.extents)
+    def on_grid(self, a: Tensor, points: tuple[int, ...]) -> Tensor:
+        """Squared heights of a (g, m, lags) at the frequencies 2 pi j / points: (g, m, points of all axes)."""
+        values = a.unflatten(-1, self.extents) if self.extents else a
         for count, extent in zip(points, self.extents, strict=True):
-            lag = torch.arange(extent, device=w.device, dtype=w.dtype) - extent // 2
-            angle = 2 * math.pi / count * torch.arange(count, device=w.device, dtype=w.dtype)[:, None] * lag
+            lag = torch.arange(extent, device=a.device, dtype=a.real.dtype) - extent // 2
+            angle = 2 * math.pi / count * torch.arange(count, device=a.device, dtype=lag.dtype)[:, None] * lag
             waves = torch.complex(angle.cos(), angle.sin())
             values = torch.tensordot(values, waves, dims=([2], [1]))  # the axis moves last: each comes up in turn
-        heights, flat = values.real.flatten(2).max(-1)
+        return values.real.flatten(2)
+
+    @staticmethod
+    def frequencies(flat: Tensor, points: tuple[int, ...]) -> Tensor:
+        """The frequencies (..., axes) of flat indices into `on_grid`, float64."""
         index: list[Tensor] = []
         for count in reversed(points):
-            index.insert(0, flat % count)
+            index.insert(0, flat % count * (2 * math.pi / count))
             flat = flat // count
-        steps = 2 * math.pi / torch.tensor(points, device=w.device, dtype=w.dtype)
+        return torch.stack(index, -1) if index else flat[..., None][..., :0].double()
+
+    def search(self, a: Tensor, w: Tensor, points: tuple[int, ...]) -> Tensor:
+        """The highest of a grid's frequencies 2 pi j / points and the current w: (g, m, axes)."""
+        heights, flat = self.on_grid(a, points).max(-1)
         better = heights > self.height(a, w)
-        return torch.where(better[..., None], torch.stack(index, -1) * steps, w)
+        return torch.where(better[..., None], self.frequencies(flat, points).to(w), w)
 
 
 @lru_cache(maxsize=256)

@@ -1,0 +1,136 @@
+"""Covering the torus of frequencies with cells, each small enough for one test at its centre.
+
+A function of exponential type d_a per axis that is S at its maximum is at least S cos(sum_a d_a |delta_a|) at a
+distance delta (`MATHS.md`, section 3), so cells are best balls of that sum. In two dimensions such balls are
+diamonds, which tile the plane and split into four of half the size; a third axis is cut into intervals. The symbol
+is even in w, so of each pair of cells c and -c only one is kept.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+__all__ = ["Cover", "grid_points"]
+
+
+@dataclass(frozen=True)
+class Cover:
+    """Equal cells over the torus; a cell is a row of integers, the centre in units of the half-widths.
+
+    Attributes:
+        degrees: of the symbol, per axis; an axis of degree 0 needs no cutting.
+        counts: half-widths per turn of each axis; 0 for an axis of degree 0.
+    """
+
+    degrees: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    @classmethod
+    def of_angle(cls, degrees: tuple[float, ...], angle: float) -> Cover:
+        """The coarsest cover whose cells reach sum_a d_a |delta_a| <= angle from their centres."""
+        active = sum(d > 0 for d in degrees)
+        shares = {1: (1.0,), 2: (1.0, 1.0), 3: (2 / 3, 2 / 3, 1 / 3)}.get(active, ())  # of two axes: a diamond
+        share = iter(shares)
+        counts = tuple(2 * math.ceil(math.pi * d / (angle * next(share))) if d else 0 for d in degrees)
+        return cls(degrees, counts)
+
+    @cached_property
+    def axes(self) -> list[int]:
+        """The axes that are cut; the first two of several make the diamond."""
+        return [axis for axis, count in enumerate(self.counts) if count]
+
+    @cached_property
+    def half_widths(self) -> Tensor:
+        """(axes,) float64; 0 where nothing is cut."""
+        return torch.tensor(
+            [2 * math.pi / n if n else 0.0 for n in self.counts], dtype=torch.float64, device="cpu"
+        )
+
+    @property
+    def angle(self) -> float:
+        """sum_a d_a |delta_a| at the farthest point of a cell, rounded up."""
+        reach = [d * float(h) for d, h in zip(self.degrees, self.half_widths, strict=True) if d]
+        diamond = max(reach[:2]) if len(reach) > 1 else sum(reach[:1])
+        return (diamond + sum(reach[2:])) * (1 + 1e-12) + 1e-14
+
+    def spans(self, lags: Tensor) -> Tensor:
+        """The largest |delta . q| in a cell for each lag q (H, axes): (H,), rounded up."""
+        reach = (lags.abs().cpu() * self.half_widths)[:, self.axes]
+        diamond = reach[:, :2].amax(1) if len(self.axes) else reach.sum(1)
+        return (diamond + reach[:, 2:].sum(1)) * (1 + 1e-12) + 1e-14
+
+    def cells(self) -> Tensor:
+        """Every cell, one of each pair c, -c: (cells, axes) integers."""
+        diamond, intervals = self.axes[:2] if len(self.axes) > 1 else [], self.axes[2:] or self.axes[:1]
+        steps = dict.fromkeys(intervals, 2) | dict.fromkeys(diamond, 1)
+        ranges = [range(0, n, steps[axis]) if n else range(1) for axis, n in enumerate(self.counts)]
+        cells = _rows(itertools.product(*ranges), len(ranges))
+        if diamond:  # like the white squares of a chessboard
+            cells = cells[cells[:, diamond].sum(1) % 2 == 0]
+        return cells[self._distinct(cells, torch.zeros(len(cells), dtype=torch.long))]
+
+    def finer(self) -> Cover:
+        """Cells of half the size."""
+        return Cover(self.degrees, tuple(2 * n for n in self.counts))
+
+    def children(self, group: Tensor, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """The cells of `finer()` that make up these, one of each pair c, -c in a group; and first their groups."""
+        moves = [[(axis, 1), (axis, -1)] for axis in self.axes]
+        if len(moves) > 1:  # a diamond splits into four around its centre
+            moves[:2] = [moves[0] + moves[1]]
+        every = range(len(self.counts))
+        offsets = _rows(
+            [[dict(move).get(axis, 0) for axis in every] for move in itertools.product(*moves)], len(every)
+        )
+        cells = (2 * cells[:, None] + offsets).flatten(0, 1)
+        group = group.repeat_interleave(len(offsets))
+        kept = self.finer()._distinct(cells, group)
+        return group[kept], cells[kept]
+
+    def frequencies(self, cells: Tensor) -> Tensor:
+        """Centres (cells, axes) in [0, 2 pi), float64."""
+        return (cells % self._period) * self.half_widths
+
+    @cached_property
+    def _period(self) -> Tensor:
+        return _rows([[max(1, n) for n in self.counts]], len(self.counts))[0]
+
+    def _distinct(self, cells: Tensor, group: Tensor) -> Tensor:
+        """Indices of one of each pair c, -c in a group."""
+        return one_of_pairs(cells, self._period, group)
+
+
+def grid_points(points: tuple[int, ...]) -> Tensor:
+    """The points 2 pi j / points of a finite grid, one of each pair w, -w: (m, axes) integers j."""
+    every = _rows(itertools.product(*map(range, points)), len(points))
+    period = _rows([points], len(points))[0]
+    return every[one_of_pairs(every, period, torch.zeros(len(every), dtype=torch.long))]
+
+
+def one_of_pairs(cells: Tensor, period: Tensor, group: Tensor) -> Tensor:
+    """Indices of one of each pair c, -c modulo the period, in each group."""
+    here, there = (_flat(sign * cells % period, period, group) for sign in (1, -1))
+    pairs, place = torch.minimum(here, there).unique(return_inverse=True)
+    index = torch.arange(len(cells), device="cpu")
+    return torch.full((len(pairs),), len(cells)).scatter_reduce_(0, place, index, "amin")
+
+
+def _rows(rows: Iterable[Sequence[int]], width: int) -> Tensor:
+    """Integers (rows, width), the width being 0 at times."""
+    every = list(rows)
+    return torch.tensor(every, dtype=torch.long, device="cpu").reshape(len(every), width)
+
+
+def _flat(cells: Tensor, period: Tensor, group: Tensor) -> Tensor:
+    """One number for each cell, of its coordinates in [0, period) and its group."""
+    flat = group
+    for axis, n in enumerate(period.tolist()):
+        flat = flat * n + cells[:, axis]
+    return flat

@@ -1,0 +1,92 @@
+"""The proof that a symbol stays below a bound: every cell of the torus is excluded, or every point of a grid."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from spectralnorm.estimators.cells import grid_points
+from spectralnorm.estimators.search import Places, Search
+from spectralnorm.operators.base import Size
+
+__all__ = ["Claim", "Climb"]
+
+Climb = Callable[[Places, Tensor], float]  # places and frequencies where s is high -> a lower bound of the norm
+_FINEST = 1.02  # the bound grows so when cells may not be cut any finer
+
+
+class Claim:
+    """That the norm of every group is at most `bound`, which is (1 + rtol) times what is known from below.
+
+    Args:
+        search: the tests.
+        lower: the norm is at least this, above 0.
+        rtol: relative tolerance; below what rounding hides, the bound is as much larger as that.
+        climb: finds a new lower bound where the old one is beaten.
+    """
+
+    def __init__(self, search: Search, lower: float, rtol: float, climb: Climb) -> None:
+        self.search, self.rtol, self.climb = search, rtol, climb
+        self.lower, self.bound, self.steps = 0.0, 0.0, 1
+        self._raise(lower)
+
+    def prove(self, max_tests: int) -> None:
+        """Exclude every cell of the torus, cutting those that are left into smaller ones.
+
+        Args:
+            max_tests: after so many tests nothing is cut any finer: the bound is raised until all cells pass.
+        """
+        search = self.search
+        groups = search.open_groups(self.bound)
+        if not len(groups):
+            return
+        cover = search.start(groups, self.bound)
+        places = Places.everywhere(groups, cover.cells())
+        search.share = 1 / len(places)
+        while len(places):
+            squares = lambda bound, cover=cover: search.squares(bound, cover)  # noqa: E731
+            places = self._left(places, cover.frequencies(places.cell), squares)
+            if search.tests > max_tests:
+                self.bound *= _FINEST
+                continue
+            before = len(places)
+            places, cover = Places(*cover.children(places.group, places.cell)), cover.finer()
+            search.levels, search.share = search.levels + 1, search.share * before / max(1, len(places))
+
+    def prove_points(self, points: Size) -> None:
+        """Test every point of a finite grid."""
+        cells = grid_points(points)
+        groups = torch.arange(len(self.search.polynomial.rounding))
+        places = Places.everywhere(groups, cells)
+        self.search.share = 1 / len(places)
+        w = 2 * math.pi * places.cell / torch.tensor(points, dtype=torch.float64)
+        self._left(places, w, self.search.flat_squares)
+
+    def _left(self, places: Places, w: Tensor, squares: Callable[[float], Tensor]) -> Places:
+        """Test places; where one shows that the norm is higher than known, climb there and test again.
+
+        Returns:
+            The places that have not passed, of which none tells more.
+        """
+        while len(places):
+            levels = squares(self.bound)
+            failed = ~self.search.below(places, w, levels)
+            places, w = places.take(failed), w[failed]
+            above = (levels - 2 * self.search.slack(levels) > self.lower**2)[places.group]
+            if not above.any():
+                break
+            self._raise(self.climb(places.take(above), w[above]))
+        return places
+
+    def _raise(self, lower: float) -> None:
+        """Take up a new lower bound; if it is none, rounding is all that is left, and the bound grows by that."""
+        slack = float(self.search.slack(torch.tensor(max(lower, self.bound) ** 2)).max())
+        if lower <= self.lower:
+            self.steps += 1
+            self.bound = math.sqrt(self.bound**2 + 2**self.steps * slack)
+            return
+        self.lower = lower
+        self.bound = max(self.bound, (1 + self.rtol) * lower, math.sqrt(lower**2 + 8 * slack))

@@ -1,0 +1,54 @@
+"""What feeds what in a model, read off its torch.fx graph."""
+
+from __future__ import annotations
+
+from collections import Counter
+
+from torch import fx, nn
+
+from spectralnorm.operators.batchnorm import is_batchnorm
+from spectralnorm.operators.registry import has_operator
+
+__all__ = ["batchnorm_pairs"]
+
+
+class _Tracer(fx.Tracer):
+    """Keeps layers whole, those of users too."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return has_operator(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+def batchnorm_pairs(model: nn.Module) -> dict[str, str]:
+    """The linear layers whose output goes to one BatchNorm and nowhere else, so that the two act as one map.
+
+    A layer or BatchNorm that is called twice makes no pair, nor does a model that torch.fx cannot trace.
+
+    Args:
+        model: any module.
+
+    Returns:
+        Name of the layer to name of the BatchNorm, as in `model.named_modules()`.
+
+    Example:
+        >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
+        >>> batchnorm_pairs(net)
+        {'0': '1'}
+    """
+    try:
+        graph = _Tracer().trace(model)
+    except Exception:  # whatever a user's forward does to a proxy
+        return {}
+    modules = dict(model.named_modules())
+    calls = [node for node in graph.nodes if node.op == "call_module"]
+    count = Counter(str(node.target) for node in calls)
+    pairs = {}
+    for node in calls:
+        readers = list(node.users)
+        layer = modules[str(node.target)]
+        if len(readers) != 1 or readers[0].op != "call_module" or is_batchnorm(layer) or not has_operator(layer):
+            continue
+        reader = str(readers[0].target)
+        if is_batchnorm(modules[reader]) and count[str(node.target)] == count[reader] == 1:
+            pairs[str(node.target)] = reader
+    return pairs
