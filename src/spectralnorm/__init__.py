@@ -13,9 +13,9 @@ from spectralnorm.estimators import (
     Separated,
     Tracked,
 )
-from spectralnorm.measure import spectral_norm
+from spectralnorm.measure import singular_values, spectral_norm
 from spectralnorm.network.audit import Audit, audit
-from spectralnorm.normalize import refresh, remove_spectral_norm, spectral_normalize
+from spectralnorm.normalize import clip_singular_values, refresh, remove_spectral_norm, spectral_normalize
 from spectralnorm.operators.registry import as_operator, register_operator
 from spectralnorm.robustness.evaluate import Evaluation, evaluate
 
@@ -36,11 +36,13 @@ __all__ = [
     "Tracked",
     "as_operator",
     "audit",
+    "clip_singular_values",
     "evaluate",
     "parametrizations",
     "refresh",
     "register_operator",
     "remove_spectral_norm",
+    "singular_values",
     "spectral_norm",
     "spectral_normalize",
 ]

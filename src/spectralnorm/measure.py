@@ -12,10 +12,11 @@ from torch import Tensor, nn
 
 from spectralnorm.bound import Bound
 from spectralnorm.estimators import METHODS, Certified, Estimator, Exact, MatrixFree, Tracked
+from spectralnorm.estimators.spectrum import spectrum
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.registry import as_operator
 
-__all__ = ["spectral_norm"]
+__all__ = ["check_size", "singular_values", "spectral_norm"]
 
 _DENSE_COLUMNS = 256  # up to here the SVD of the layer's matrix beats iterating, and proves both ends
 _PROVEN_COLUMNS = 1024  # and up to here it is worth its second, where both ends are asked for
@@ -34,8 +35,9 @@ def spectral_norm(
     """The largest singular value of the linear map a layer applies.
 
     Args:
-        layer_or_weight: a Linear or Conv1d/2d/3d layer (or a registered type), a matrix (outputs, inputs), or a
-            kernel (c_out, c_in/groups, *k).
+        layer_or_weight: a Linear, Conv, ConvTranspose or BatchNorm (eval mode) layer, a registered type, a
+            `Sequential` of one and the BatchNorm behind it, a matrix (outputs, inputs), or a kernel
+            (c_out, c_in/groups, *k).
         input_shape: the spatial size, such as `(32, 32)`, to measure the layer at that size; None for the
             size-free norm, the supremum over all sizes.
         method: "auto", "tracked", "certified", "exact", "power", "gram", "flattened", "flattened_bound",
@@ -43,7 +45,7 @@ def spectral_norm(
             "tracked" without `input_shape`; with it, the closed form where one exists, else matrix-free.
         rtol: relative tolerance.
         certified: whether "auto" proves both ends of the interval.
-        **conv_args: for a raw kernel: `stride`, `padding`, `padding_mode`, `dilation`, `groups`.
+        **conv_args: for a raw kernel: `stride`, `padding`, `padding_mode`, `dilation`, `groups`, `transposed`.
 
     Returns:
         The `Bound`: a differentiable value, and the interval that encloses the norm asked for.
@@ -51,10 +53,12 @@ def spectral_norm(
     Raises:
         TypeError: for an unknown layer, method type or dtype.
         ValueError: for an unknown method name, a wrong size or tolerance, or an empty or non-finite weight.
+        MemoryError: when the layer is too large for the method.
 
     Reference:
-        Pan & Mishra 2021 (arXiv 2103.13815) for "tracked", our reading of it; Sedghi et al. 2019 for "exact";
-        Farnia et al. 2019 for "power"; Miyato et al. 2018 for "flattened".
+        Pan & Mishra 2021 (arXiv 2103.13815) for "tracked" and "separated", our reading of it; Sedghi et al. 2019
+        for "exact"; Farnia et al. 2019 for "power"; Delattre et al. 2023 for "gram"; Miyato et al. 2018 for
+        "flattened"; Singla & Feizi 2021 for "flattened_bound".
 
     Example:
         >>> import torch, spectralnorm as sn
@@ -72,9 +76,47 @@ def spectral_norm(
     if isinstance(rtol, bool) or not isinstance(rtol, Real) or not 0 < rtol < 1:
         raise ValueError(f"rtol={rtol!r} is not a relative tolerance; expected a number between 0 and 1.")
     operator = as_operator(layer_or_weight, **conv_args)
-    size = _size(operator, input_shape)
+    size = check_size(operator, input_shape)
     with torch.autocast(operator.weight.device.type, enabled=False):  # half precision would move the norm
         return (estimator or _auto(operator, size, certified)).estimate(operator, size, float(rtol))
+
+
+def singular_values(
+    layer_or_weight: nn.Module | Tensor, input_shape: Sequence[int] | int | None = None, **conv_args: Any
+) -> Tensor:
+    """All singular values of the linear map a layer applies at a size, descending.
+
+    Args:
+        layer_or_weight: as in `spectral_norm`.
+        input_shape: the spatial size, such as `(32, 32)`; None for a layer without one, such as Linear.
+        **conv_args: for a raw kernel: `stride`, `padding`, `padding_mode`, `dilation`, `groups`, `transposed`.
+
+    Returns:
+        (min(inputs, outputs),) in the dtype of the weight, computed in float64, differentiable.
+
+    Raises:
+        TypeError: for an unknown layer or dtype.
+        ValueError: for a size that is missing or wrong, or an empty or non-finite weight.
+        MemoryError: when the layer is too large for it.
+
+    Reference:
+        Sedghi, Gupta & Long, ICLR 2019.
+
+    Example:
+        >>> import torch, spectralnorm as sn
+        >>> blur = torch.full((1, 1, 3), 1 / 3)
+        >>> [round(float(s), 3) for s in sn.singular_values(blur, 4, padding=1, padding_mode="circular")]
+        [1.0, 0.333, 0.333, 0.333]
+    """
+    operator = as_operator(layer_or_weight, **conv_args)
+    size = check_size(operator, input_shape)
+    if size is None:
+        raise ValueError(
+            "input_shape=None was given for a convolution, whose singular values depend on the size; expected its "
+            f"spatial size, such as {(32,) * operator.axes}."
+        )
+    with torch.autocast(operator.weight.device.type, enabled=False):
+        return spectrum(operator, size).to(operator.weight.dtype)
 
 
 def _choose_estimator(method: str | Estimator) -> Estimator | None:
@@ -91,7 +133,8 @@ def _choose_estimator(method: str | Estimator) -> Estimator | None:
     return None if method == "auto" else METHODS[method]()
 
 
-def _size(operator: Operator, input_shape: Sequence[int] | int | None) -> Size | None:
+def check_size(operator: Operator, input_shape: Sequence[int] | int | None) -> Size | None:
+    """The spatial size a user gave, checked: None for size-free, () for a layer without one."""
     if input_shape is None:
         return () if operator.axes == 0 else None
     given = tuple(input_shape) if isinstance(input_shape, (tuple, list)) else (input_shape,)

@@ -22,14 +22,15 @@ from spectralnorm.bound import Bound
 from spectralnorm.estimators.ascent import Tracks
 from spectralnorm.estimators.base import Estimator, check_counts, layer_bound
 from spectralnorm.estimators.lanczos import largest_input
+from spectralnorm.estimators.memory import check_memory
 from spectralnorm.estimators.proof import Claim
 from spectralnorm.estimators.rounding import rescaled
-from spectralnorm.estimators.search import Places, Search
+from spectralnorm.estimators.search import CHUNK, Places, Search
 from spectralnorm.estimators.sharing import Sharing
 from spectralnorm.estimators.tracked import Tracked, tracked_bound
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.fourier import Symbol
-from spectralnorm.operators.gram_polynomial import gram_polynomial
+from spectralnorm.operators.gram_polynomial import GramPolynomial, gram_polynomial
 
 __all__ = ["Certified"]
 
@@ -135,9 +136,14 @@ class _Proof:
     @cached_property
     def search(self) -> Search:
         """Tests of the rescaled symbol."""
-        return Search(
-            gram_polynomial(self.exact), self.symbol.layout.degrees, self.sharing, self.options.on_progress
+        exact = self.exact
+        check_memory(
+            8 * (GramPolynomial.numbers(exact) + 6 * CHUNK),
+            exact.weight.device,
+            f"method='certified' on {exact.groups} x {exact.rows} x {exact.columns} channels",
+            "Use method='tracked', which needs little more than the weight and gives a proven lower bound.",
         )
+        return Search(gram_polynomial(exact), exact.layout.degrees, self.sharing, self.options.on_progress)
 
     def everywhere(self) -> Bound:
         """Over all frequencies."""

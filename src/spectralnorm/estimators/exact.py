@@ -33,6 +33,7 @@ class Exact(Estimator):
 
     Attributes:
         max_columns: a layer without closed form at a size may have this many inputs, no more.
+        max_points: frequencies of the size-free grid, at most.
         dtype: torch.float64, or torch.float32 for speed; the interval states its rounding either way.
 
     Example:
@@ -45,18 +46,24 @@ class Exact(Estimator):
 
     name: ClassVar[str] = "exact"
     max_columns: int = 4096
+    max_points: int = 2**20
     dtype: torch.dtype = torch.float64
 
     def __post_init__(self) -> None:
         if self.dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype={self.dtype} cannot be decomposed; expected torch.float64 or torch.float32.")
-        check_counts(max_columns=self.max_columns)
+        check_counts(max_columns=self.max_columns, max_points=self.max_points)
 
     def estimate(self, operator: Operator, size: Size | None, rtol: float) -> Bound:
         """Evaluate the grid, or the dense matrix."""
         if size is None:
             symbol = operator.symbol()
             points = _uniform_points(symbol.layout.degrees, rtol)
+            if math.prod(points) > self.max_points:
+                raise ValueError(
+                    f"method='exact' needs {math.prod(points)} frequencies for rtol={rtol:g}; expected at most "
+                    f"max_points={self.max_points}. Use method='certified', which proves the same."
+                )
             factor = operator.ceilings(None)[0][1] * between_points(symbol.layout.degrees, points)
             return self._grid_bound(symbol, points, factor)
         closed = operator.grid(size)

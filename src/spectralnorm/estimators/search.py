@@ -24,9 +24,9 @@ from spectralnorm.estimators.cholesky import factorisation_rounding, factorises
 from spectralnorm.estimators.sharing import Sharing
 from spectralnorm.operators.gram_polynomial import GramPolynomial
 
-__all__ = ["Places", "Search"]
+__all__ = ["CHUNK", "Places", "Search"]
 
-_CHUNK = 2**22  # entries of the matrices factorised at once: 64 MiB
+CHUNK = 2**22  # entries of the matrices factorised at once: 64 MiB
 _PROBES = 8
 _ANGLES = [1.2 * 2 ** (-k / 4) for k in range(24)]  # of the coarsest cells to start from
 _DOWN = 1 - 1e-15  # so that a rounded threshold is never above the true one
@@ -109,14 +109,14 @@ class Search:
     def _tested(self, group: Tensor, w: Tensor, shifts: Tensor) -> Tensor:
         polynomial, device = self.polynomial, self.polynomial.lags.device
         if polynomial.side == 1:
-            parts = zip(group.split(_CHUNK // 64), w.split(_CHUNK // 64), strict=True)
+            parts = zip(group.split(CHUNK // 64), w.split(CHUNK // 64), strict=True)
             values = [polynomial.scalars(g.to(device), at.to(device)).cpu() for g, at in parts]
             return torch.cat([*values, w.new_zeros(0)]) < shifts[group]
         passed = torch.zeros(len(group), dtype=torch.bool)
         for g in group.unique().tolist():
             if shifts[g] > 0:
                 index = (group == g).nonzero()[:, 0]
-                for part in index.split(max(1, _CHUNK // polynomial.side**2)):
+                for part in index.split(max(1, CHUNK // polynomial.side**2)):
                     panels = polynomial.negative(g, w[part].to(device))
                     passed[part] = factorises(panels, polynomial.side, float(shifts[g])).cpu()
                     self._report(int(passed[part].sum()))

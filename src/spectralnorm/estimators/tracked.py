@@ -41,7 +41,7 @@ def seeds(degrees: tuple[float, ...]) -> Tensor:
         The frequencies, float64; four times the origin where no axis has a degree.
     """
     base = {0: 1, 1: 64, 2: 12, 3: 6}[sum(d > 0 for d in degrees)]
-    counts = [max(base, math.ceil(6 * d) + 2) if d else 1 for d in degrees]
+    counts = [min(4 * base, max(base, math.ceil(6 * d) + 2)) if d else 1 for d in degrees]
     grids = []
     halved = False
     for count, degree in zip(counts, degrees, strict=True):

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from spectralnorm.normalize.classes import own_class
 from spectralnorm.normalize.engine import Engine
 from spectralnorm.normalize.parametrization import SpectralNormalization
+from spectralnorm.normalize.proven import shrink_until_proven
 from spectralnorm.operators.base import Operator
 from spectralnorm.operators.batchnorm import is_batchnorm
 from spectralnorm.operators.registry import as_operator, has_operator
@@ -20,6 +21,7 @@ from spectralnorm.operators.registry import as_operator, has_operator
 __all__ = [
     "attach",
     "check_plain",
+    "check_target",
     "is_normalizable",
     "is_small",
     "normalisations",
@@ -117,11 +119,14 @@ def attach(layer: nn.Module, normalisation: SpectralNormalization) -> None:
     normalisation.attached(_weight_list(layer).original)
 
 
-def remove_spectral_norm(model: AnyModule) -> AnyModule:
+def remove_spectral_norm(model: AnyModule, *, certified: bool = False) -> AnyModule:
     """Bake the normalised weights in and drop the parametrizations: a plain model with the same outputs.
 
     Args:
         model: a model or layer that `spectral_normalize` or the drop-in has normalised.
+        certified: whether to scale each weight down, by a part in a thousand or so, until its layer's norm is
+            proven to be at most its target at every input size. Where padding leaves the norm open (reflect,
+            replicate, circular with a stride) this scales by what the padding can add.
 
     Returns:
         The same object, in place.
@@ -148,7 +153,10 @@ def remove_spectral_norm(model: AnyModule) -> AnyModule:
                 "normalisation alone. Remove the others first."
             )
     for _, layer in layers:
+        target = cast("SpectralNormalization", _weight_list(layer)[0]).target
         parametrize.remove_parametrizations(layer, "weight", leave_parametrized=True)
+        if certified:
+            shrink_until_proven(layer, cast("Tensor", layer.weight), target, rtol=1e-3)
     return model
 
 
@@ -222,12 +230,17 @@ def check_plain(layer: nn.Module, name: str) -> None:
         )
 
 
-def _check_options(target: float, mode: str, method: str) -> None:
+def check_target(name: str, target: float) -> None:
+    """Raise a ValueError unless a norm can be the target."""
     number = isinstance(target, (int, float)) and not isinstance(target, bool)
     if not (number and 0 < target <= sys.float_info.max):
         raise ValueError(
-            f"target={target!r:.60} cannot be reached; expected a finite number above 0, such as 1.0."
+            f"{name}={target!r:.60} cannot be reached; expected a finite number above 0, such as 1.0."
         )
+
+
+def _check_options(target: float, mode: str, method: str) -> None:
+    check_target("target", target)
     if mode not in MODES:
         raise ValueError(f"mode={mode!r} is unknown; expected one of {', '.join(MODES)}.")
     if method != "tracked":

@@ -19,6 +19,7 @@ from spectralnorm.operators.fourier import TapLayout
 
 __all__ = ["Lags", "lags_of"]
 
+_PAIRS = 2**24  # inner products held at once: 128 MiB
 _SHARES = (1.0, 0.5, 0.125, 0.0)  # of the Newton step: the best is taken
 
 
@@ -43,10 +44,15 @@ class Lags:
 
     def coefficients(self, images: Tensor) -> Tensor:
         """Images (g, m, c, taps) -> coefficients (g, m, lags), complex."""
-        gram = images.mT @ images.conj()  # (g, m, taps, taps)
+        per_chunk = max(1, _PAIRS // (images.shape[0] * len(self.pairs)))
+        parts = images.split(per_chunk, 1) if images.shape[1] > per_chunk else (images,)
+        sums = [self._sums(part.mT @ part.conj()) for part in parts]  # of (g, m, taps, taps)
+        return sums[0] if len(sums) == 1 else torch.cat(sums, 1)
+
+    def _sums(self, gram: Tensor) -> Tensor:
+        """Inner products (g, m, taps, taps), summed over the pairs of each lag: (g, m, lags)."""
         slots = gram.new_zeros(*gram.shape[:2], self.vectors.shape[0] + 1)
-        sums: Tensor = slots.index_add_(-1, self.pairs, gram.flatten(-2))
-        return sums[..., :-1]
+        return slots.index_add_(-1, self.pairs, gram.flatten(-2))[..., :-1]
 
     def _terms(self, a: Tensor, w: Tensor) -> Tensor:
         """Terms of a (g, m, lags) at w (..., g, m, axes): a_l exp(i w . l), (..., g, m, lags)."""
