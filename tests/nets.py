@@ -96,3 +96,10 @@ def settle(layer: nn.Module, sweeps: int = 20) -> nn.Module:
             original(layer).mul_(1.0)
             _ = layer.weight
     return layer
+
+
+def decoder() -> nn.Sequential:
+    """Images (batch, 3, 8, 8) -> (batch, 3, 16, 16)."""
+    torch.manual_seed(0)
+    up = nn.ConvTranspose2d(4, 3, 4, padding=1, stride=2)
+    return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), up)
