@@ -9,14 +9,10 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
-import platform
 import statistics
 import time
-from collections.abc import Callable
 from pathlib import Path
 
-import cpuinfo
 import torch
 from rich.console import Console
 from rich.progress import track
@@ -25,6 +21,7 @@ from torch import nn
 from torch.nn.utils import parametrizations as torch_parametrizations
 
 import spectralnorm as sn
+from common import RESULTS, machine, save, seconds
 from spectralnorm.estimators import Exact, Power, Tracked
 
 # c_out, c_in, kernel, stride, how often: the 20 convolutions of ResNet-18 (He et al. 2016)
@@ -50,16 +47,6 @@ def layer(c_out: int, c_in: int, k: int, stride: int, padding_mode: str = "zeros
     conv = nn.Conv2d(c_in, c_out, k, stride, padding=k // 2, bias=False, padding_mode=padding_mode)
     nn.init.kaiming_normal_(conv.weight)
     return conv
-
-
-def seconds(run: Callable[[], object], repeats: int) -> float:
-    """Best of several runs."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        run()
-        times.append(time.perf_counter() - start)
-    return min(times)
 
 
 def reference(conv: nn.Conv2d) -> float:
@@ -166,22 +153,10 @@ def show(rows: list[dict[str, float]], reads: dict[str, float], ratios: dict[str
         console.print(f"{name}: {value:.3g}")
 
 
-def machine() -> dict[str, object]:
-    """What the figures were measured on."""
-    return {
-        "cpu": cpuinfo.get_cpu_info().get("brand_raw", platform.processor()),
-        "threads": torch.get_num_threads(),
-        "python": platform.python_version(),
-        "torch": torch.__version__,
-        "spectralnorm": sn.__version__,
-        "system": platform.system(),
-    }
-
-
 def main() -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "estimators.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "estimators.json")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -189,12 +164,7 @@ def main() -> None:
     rows = cold(args.seed)
     ratios = summary(rows, reads)
     show(rows, reads, ratios)
-    args.out.parent.mkdir(parents=True, exist_ok=True)
-    report = {"machine": machine(), "seed": args.seed, "ratios": ratios, "warm": reads, "cold": rows}
-    temporary = args.out.with_suffix(".tmp")
-    temporary.write_text(json.dumps(report, indent=2) + "\n")
-    temporary.replace(args.out)
-    print(f"saved {args.out}")
+    save(args.out, {"machine": machine(), "seed": args.seed, "ratios": ratios, "warm": reads, "cold": rows})
 
 
 if __name__ == "__main__":

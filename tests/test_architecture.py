@@ -32,7 +32,7 @@ ROWS = (  # a file imports only from rows above its own, or from its own folder
     "cli",
 )
 SHARED_BY_ESTIMATORS = {
-    *("base", "rounding", "grids", "above"),
+    *("base", "rounding", "grids", "above", "memory"),
     *("ascent", "lanczos", "cells", "cholesky", "sharing", "search", "proof"),
 }
 BETWEEN_ESTIMATORS = {("certified", "tracked")}

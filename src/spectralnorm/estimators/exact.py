@@ -15,7 +15,7 @@ import torch
 from spectralnorm.bound import Bound
 from spectralnorm.estimators.base import Estimator, attach_gradient, check_counts
 from spectralnorm.estimators.grids import between_points, half_grid
-from spectralnorm.estimators.rounding import dense_rounding, frobenius_norm, phase_rounding
+from spectralnorm.estimators.rounding import dense_rounding, evaluation_rounding, frobenius_norm
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.fourier import Symbol
 
@@ -75,7 +75,8 @@ class Exact(Estimator):
         with torch.no_grad():
             working = symbol.to(self.dtype)
             w = half_grid(points).to(working.weight.device)
-            per_chunk = max(1, _CHUNK // (working.groups * working.rows * working.columns))
+            entries = max(working.groups * working.rows * working.columns, working.weight.shape[3])
+            per_chunk = max(1, _CHUNK // entries)
             heights = [torch.linalg.svdvals(working.at(part))[..., 0] for part in torch.split(w, per_chunk)]
             flat = torch.cat(heights)  # (points, groups)
             index, group = divmod(int(flat.argmax()), working.groups)
@@ -83,7 +84,8 @@ class Exact(Estimator):
             u, s, vh = torch.linalg.svd(block, full_matrices=False)
             # ||K^(w)||_F <= sum_t ||K_t||_F <= sqrt(taps) ||W||_F
             frobenius = math.sqrt(working.weight.shape[3]) * frobenius_norm(working.weight)
-        rounding = dense_rounding(working.rows, working.columns, frobenius, self.dtype) + phase_rounding(symbol)
+        rounding = dense_rounding(working.rows, working.columns, frobenius, self.dtype)
+        rounding += evaluation_rounding(symbol, self.dtype)
         sigma = float(s[0])
         bilinear = symbol.bilinear(group, u[:, 0], vh[0].conj(), w[index])
         lower, upper = max(0.0, sigma - rounding), (sigma + rounding) * factor

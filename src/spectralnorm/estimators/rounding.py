@@ -50,29 +50,33 @@ def frobenius_norm(weight: Tensor) -> float:
 def phase_rounding(symbol: Symbol) -> float:
     """Bound on the error that rounded phases make in K^(w) computed in float64.
 
-    An angle w . q_t is wrong by at most (axes + 2) u |w . q_t|, its cosine and sine by 4 u more, and
+    An angle w . q_t is wrong by at most (axes + 3) u |w . q_t|, its cosine and sine by 4 u more, and
     sum_t ||K_t||_F <= sqrt(taps) ||W||_F.
 
     Returns:
         The absolute error of K^(w) at most, in the spectral norm.
     """
     layout, weight = symbol.layout, symbol.weight.detach()
-    per_tap = ((layout.axes + 2) * layout.reach + 4) * 2.0**-53
+    per_tap = ((layout.axes + 3) * layout.reach + 4) * 2.0**-53
     return per_tap * math.sqrt(weight.shape[3]) * frobenius_norm(weight)
 
 
-def evaluation_rounding(symbol: Symbol) -> float:
-    """Bound on the error of the blocks K^(w) that `symbol.at(w)` computes in float64.
+def evaluation_rounding(symbol: Symbol, dtype: torch.dtype = torch.float64) -> float:
+    """Bound on the error of the blocks K^(w) that `symbol.at(w)` computes.
 
     An entry sums taps products in its real and its imaginary part, each within (taps + 8) u sum_t |K_t| of the
-    true sum (8 for the absolute value of the entry and what else is of second order), and
-    || sum_t |K_t| ||_F <= sqrt(taps) ||W||_F; the phases add their own rounding.
+    true sum (8 for the rounding of a phase to `dtype`, the absolute value of the entry and what else is of second
+    order), and || sum_t |K_t| ||_F <= sqrt(taps) ||W||_F; the phases add their own rounding, in float64.
+
+    Args:
+        symbol: the symbol.
+        dtype: float32 or float64, that it is computed in.
 
     Returns:
         The absolute error at most, in the Frobenius norm; as much bounds that of the matrix of absolute values.
     """
     taps = symbol.weight.shape[3]
-    sums = math.sqrt(2) * (taps + 8) * 2.0**-53 * math.sqrt(taps) * frobenius_norm(symbol.weight)
+    sums = math.sqrt(2) * (taps + 8) * _ROUNDOFF[dtype] * math.sqrt(taps) * frobenius_norm(symbol.weight)
     return sums + phase_rounding(symbol)
 
 

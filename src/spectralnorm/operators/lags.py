@@ -19,7 +19,8 @@ from spectralnorm.operators.fourier import TapLayout
 
 __all__ = ["Lags", "lags_of"]
 
-_PAIRS = 2**24  # inner products held at once: 128 MiB
+_LARGE = 100  # taps from which transforms are cheaper than the inner products of all pairs
+_NUMBERS = 2**24  # of inner products or of boxes held at once: 128 MiB
 _SHARES = (1.0, 0.5, 0.125, 0.0)  # of the Newton step: the best is taken
 
 
@@ -30,6 +31,8 @@ class Lags:
     Attributes:
         pairs: (taps * taps,) flat lag index of each pair of taps; pairs of different components share a
             last, discarded slot.
+        places: (taps,) flat index of each tap in a box (components, *extents).
+        components: polyphase components.
         extents: number of lags per axis, 2 q_max + 1.
         vectors: (lags, axes), the lag of each coefficient.
         squares: (lags, axes * axes), their outer products.
@@ -37,6 +40,8 @@ class Lags:
     """
 
     pairs: Tensor
+    places: Tensor
+    components: int
     extents: tuple[int, ...]
     vectors: Tensor
     squares: Tensor
@@ -44,15 +49,28 @@ class Lags:
 
     def coefficients(self, images: Tensor) -> Tensor:
         """Images (g, m, c, taps) -> coefficients (g, m, lags), complex."""
-        per_chunk = max(1, _PAIRS // (images.shape[0] * len(self.pairs)))
-        parts = images.split(per_chunk, 1) if images.shape[1] > per_chunk else (images,)
-        sums = [self._sums(part.mT @ part.conj()) for part in parts]  # of (g, m, taps, taps)
+        large = images.shape[3] >= _LARGE
+        numbers = images.shape[2] * 8 * math.prod(self.extents) if large else len(self.pairs)
+        parts = images.split(max(1, _NUMBERS // (images.shape[0] * numbers)), 1)
+        sums = [self._transformed(part) if large else self._paired(part) for part in parts]
         return sums[0] if len(sums) == 1 else torch.cat(sums, 1)
 
-    def _sums(self, gram: Tensor) -> Tensor:
-        """Inner products (g, m, taps, taps), summed over the pairs of each lag: (g, m, lags)."""
+    def _paired(self, images: Tensor) -> Tensor:
+        """Inner products of the images, summed over the pairs of each lag."""
+        gram = images.mT @ images.conj()  # (g, m, taps, taps)
         slots = gram.new_zeros(*gram.shape[:2], self.vectors.shape[0] + 1)
         return slots.index_add_(-1, self.pairs, gram.flatten(-2))[..., :-1]
+
+    def _transformed(self, images: Tensor) -> Tensor:
+        """The same for a kernel of many taps: autocorrelations by FFT, in boxes that nothing wraps around in."""
+        lags, axes = self.vectors.shape[0], tuple(range(4, 4 + len(self.extents)))
+        boxes = images.new_zeros(*images.shape[:3], self.components * lags)
+        boxes.index_copy_(3, self.places, images)
+        boxes = boxes.unflatten(3, (self.components, *self.extents))
+        squares = torch.fft.fftn(boxes, dim=axes).abs().square().sum((2, 3))
+        sums = torch.fft.ifftn(squares, dim=tuple(range(2, 2 + len(axes))))
+        ordered: Tensor = torch.fft.fftshift(sums, dim=tuple(range(2, 2 + len(axes))))
+        return ordered.flatten(2)
 
     def _terms(self, a: Tensor, w: Tensor) -> Tensor:
         """Terms of a (g, m, lags) at w (..., g, m, axes): a_l exp(i w . l), (..., g, m, lags)."""
@@ -126,4 +144,7 @@ def lags_of(layout: TapLayout, dtype: torch.dtype) -> Lags:
     vectors = vectors.reshape(math.prod(extents), len(reach))
     squares = (vectors[:, :, None] * vectors[:, None]).flatten(1)
     shares = torch.tensor(_SHARES, dtype=dtype, device=q.device)[:, None, None, None]
-    return Lags(index.flatten(), extents, vectors, squares, shares)
+    places = layout.component
+    for axis, extent in enumerate(extents):
+        places = places * extent + (q[:, axis] - q[:, axis].amin()).round().long()
+    return Lags(index.flatten(), places, layout.components, extents, vectors, squares, shares)
