@@ -15,7 +15,13 @@ from spectralnorm.estimators import (
 )
 from spectralnorm.measure import singular_values, spectral_norm
 from spectralnorm.network.audit import Audit, audit
-from spectralnorm.normalize import clip_singular_values, refresh, remove_spectral_norm, spectral_normalize
+from spectralnorm.normalize import (
+    clip_singular_values,
+    refresh,
+    remove_spectral_norm,
+    spectral_normalize,
+    spectral_penalty,
+)
 from spectralnorm.operators.registry import as_operator, register_operator
 from spectralnorm.robustness.evaluate import Evaluation, evaluate
 
@@ -45,4 +51,5 @@ __all__ = [
     "singular_values",
     "spectral_norm",
     "spectral_normalize",
+    "spectral_penalty",
 ]

@@ -63,7 +63,7 @@ def clip_singular_values(
         >>> layer = torch.nn.Linear(3, 3)
         >>> _ = layer.weight.data.copy_(torch.diag(torch.tensor([3.0, 2.0, 0.5])))
         >>> layer = sn.clip_singular_values(layer, 1.0)
-        >>> [round(float(s), 2) for s in sn.singular_values(layer)]
+        >>> [round(float(s), 2) for s in sn.singular_values(layer).detach()]
         [1.0, 1.0, 0.5]
     """
     check_target("maximum", maximum)

@@ -144,6 +144,11 @@ class SpectralNormalization(nn.Module):
 
     def forward(self, weight: Tensor) -> Tensor:
         """The scaled weight; in training, the state first moves if the weight has changed."""
+        sigma, direction = self.measure(weight)
+        return scale_weight(weight, sigma, direction, self.target, soft=self.mode == "soft")
+
+    def measure(self, weight: Tensor) -> tuple[Tensor, Direction]:
+        """The norm of the weight as the state knows it, and its derivative; the state moves first if it has to."""
         seen = self._seen
         seen.weight = weakref.ref(weight)
         if not seen.joined:
@@ -159,8 +164,7 @@ class SpectralNormalization(nn.Module):
         if seen.lead is None or seen.lead_mark != mark:
             self._lead_on(weight, mark)
         assert seen.lead is not None  # noqa: S101 - either the engine or `_lead_on` has set it
-        sigma, direction = seen.lead
-        return scale_weight(weight, sigma, direction, self.target, soft=self.mode == "soft")
+        return seen.lead
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """An assigned weight is taken as it is, and normalised from a fresh state."""

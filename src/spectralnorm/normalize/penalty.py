@@ -1,0 +1,96 @@
+"""The spectral norms of a model's layers as a term of the loss.
+
+Yoshida & Miyato, "Spectral Norm Regularization for Improving the Generalizability of Deep Learning" (2017,
+arXiv 1705.10941): lambda / 2 times the sum of the squared norms; here of the true norms of convolutions.
+"""
+
+from __future__ import annotations
+
+import weakref
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from spectralnorm.normalize.api import check_plain, is_normalizable, is_small, normalisations
+from spectralnorm.normalize.engine import Engine
+from spectralnorm.normalize.parametrization import SpectralNormalization
+from spectralnorm.operators.registry import as_operator
+
+__all__ = ["spectral_penalty"]
+
+_Trackers = dict[str, tuple["weakref.ref[nn.Module]", SpectralNormalization]]  # by the layer's name
+_TRACKERS: weakref.WeakKeyDictionary[nn.Module, _Trackers] = weakref.WeakKeyDictionary()
+
+
+def spectral_penalty(model: nn.Module) -> Tensor:
+    """The sum of the squared spectral norms of a model's Linear, Conv and ConvTranspose layers, differentiable.
+
+    Add `lam / 2 * spectral_penalty(model)` to the loss. The first call finds every norm from cold; later ones
+    follow the weights by one sweep for each change of them, as `spectral_normalize` does. The state is kept beside
+    the model, not in its `state_dict`: a model that is loaded or copied starts from cold.
+
+    Args:
+        model: a layer or model with plain weights; layers that occur several times count once.
+
+    Returns:
+        0-dim tensor.
+
+    Raises:
+        TypeError: for something that is not a module.
+        ValueError: for a model without such a layer, or one whose weights are parametrised.
+
+    Reference:
+        Yoshida & Miyato 2017, equation (5).
+
+    Example:
+        >>> import torch, spectralnorm as sn
+        >>> layer = torch.nn.Linear(2, 2)
+        >>> _ = layer.weight.data.copy_(torch.diag(torch.tensor([3.0, 2.0])))
+        >>> loss = 0.01 / 2 * sn.spectral_penalty(layer)
+        >>> loss.backward()
+        >>> [[round(x, 3) for x in row] for row in layer.weight.grad.tolist()]  # lam times the norm, at its place
+        [[0.03, 0.0], [0.0, 0.0]]
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"spectral_penalty expected a torch.nn.Module, got {type(model).__name__}.")
+    layers = {name: layer for name, layer in model.named_modules() if is_normalizable(layer)}
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} has no Linear or convolution layer to penalise; expected one at least."
+        )
+    if normalisations(model):
+        raise ValueError(
+            f"{type(model).__name__} is normalised, so that a penalty on its norms does nothing; expected "
+            "plain weights. Call remove_spectral_norm first, or leave the penalty out."
+        )
+    trackers = _TRACKERS.get(model, {})
+    if {name: there() for name, (there, _) in trackers.items()} != layers:
+        trackers = _TRACKERS[model] = _track(layers)
+    terms = []
+    for name, layer in layers.items():
+        tracker = trackers[name][1]
+        tracker.training = layer.training
+        terms.append(_norm(tracker, cast("Tensor", layer.weight)).square())
+    return torch.stack(terms).sum()
+
+
+def _track(layers: dict[str, nn.Module]) -> _Trackers:
+    """A tracker for each layer, which no module holds."""
+    for name, layer in layers.items():
+        check_plain(layer, name)
+    engine, operators = Engine(), [as_operator(layer) for layer in layers.values()]
+    small, trackers = is_small(operators), {}
+    for (name, layer), operator in zip(layers.items(), operators, strict=True):
+        tracker = SpectralNormalization(operator, 1.0, "hard", engine, thorough=small)
+        tracker.attached(cast("Tensor", layer.weight))
+        trackers[name] = (weakref.ref(layer), tracker)
+    return trackers
+
+
+def _norm(tracker: SpectralNormalization, weight: Tensor) -> Tensor:
+    """The norm, 0-dim: its value from the state, its gradient through u^H K^(w) v at fixed vectors."""
+    sigma, direction = tracker.measure(weight)
+    flat = weight.to(sigma.dtype).reshape(direction.left.shape[0], direction.left.shape[2], -1)
+    bilinear = ((direction.left @ flat) * direction.right).sum()
+    return sigma + (bilinear - bilinear.detach())
