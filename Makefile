@@ -39,6 +39,7 @@ soundness: .venv/.installed
 
 bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/estimators.py
+	$(BIN)/python benchmarks/certified.py
 
 clean:
 	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache

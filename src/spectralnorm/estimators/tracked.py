@@ -112,7 +112,7 @@ class Tracked(Estimator):
     The value and `lower` are a proven lower bound of the norm, recomputed in float64; there is no upper one.
 
     Attributes:
-        screening: sweeps of all the seeds.
+        screening: sweeps of all the seeds; wide layers, on whose flat spectra sweeps gain little, get some more.
         tracks: how many climb on.
         max_sweeps: sweeps of those at most.
         seed: of the random starting vectors.
@@ -125,7 +125,7 @@ class Tracked(Estimator):
     """
 
     name: ClassVar[str] = "tracked"
-    screening: int = 7
+    screening: int = 5
     tracks: int = 16
     max_sweeps: int = 200
     seed: int = 0
@@ -176,7 +176,8 @@ class Tracked(Estimator):
         tracks = cold_start(symbol, w, torch.Generator("cpu").manual_seed(self.seed))
         step = frequency_step(symbol, grid, everywhere=False)
         search = frequency_step(symbol, grid, everywhere=True)
-        for _ in range(self.screening):
+        screening = self.screening + min(symbol.rows, symbol.columns) // 200
+        for _ in range(screening):
             tracks = sweep(symbol, tracks, step)
         tracks = tracks.take(tracks.distinct(min(self.tracks, w.shape[0])))
         best, count, converged = 0.0, 0, False
@@ -189,7 +190,7 @@ class Tracked(Estimator):
             best = max(best, height)
         tracks = tracks.take(tracks.height.sort(1, descending=True).indices)
         return _scaled(tracks, largest), {
-            "sweeps": self.screening + count,
+            "sweeps": screening + count,
             "seeds": w.shape[0],
             "converged": converged,
         }
