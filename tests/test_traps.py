@@ -162,3 +162,43 @@ def test_a_checkpoint_loaded_and_baked_in_at_once_gives_the_same_outputs() -> No
     assert torch.equal(other(images()), net(images()))
     exported = torch.export.export(other, (images(),)).module()
     torch.testing.assert_close(exported(images()), net(images()))
+
+
+class Residual(nn.Sequential):
+    """Not the map of its parts."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + super().forward(x)
+
+
+class Standardised(nn.Conv2d):
+    """Uses another weight than it holds."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.conv2d(x, 10 * self.weight, padding=1)
+
+
+def test_a_subclass_that_computes_something_else_is_not_taken_for_its_parent() -> None:
+    for layer in (Residual(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2)), Standardised(2, 2, 3)):
+        with pytest.raises(TypeError, match="register_operator"):
+            sn.spectral_norm(layer)
+
+
+def test_a_batchnorm_behind_a_linear_layer_is_not_folded_in_an_audit() -> None:
+    """On inputs (N, C, L) it scales another axis than the Linear writes."""
+    model = nn.Sequential(nn.Linear(2, 2, bias=False), nn.BatchNorm1d(2)).eval()
+    model[0].weight.data = torch.diag(torch.tensor([1.0, 10.0]))
+    model[1].weight.data = torch.tensor([10.0, 1.0])
+    assert sn.audit(model, (2, 2)).product == pytest.approx(100, rel=1e-3)
+
+
+def test_a_batchnorm_that_divides_by_nothing_is_no_layer_of_norm_zero() -> None:
+    norm = nn.BatchNorm2d(3).eval()
+    norm.running_var.fill_(-1)
+    with pytest.raises(ValueError, match=r"3 channels whose running_var plus eps is not above 0"):
+        sn.spectral_norm(nn.Sequential(nn.Conv2d(2, 3, 3), norm), certified=True)
+
+
+def test_a_batchnorm_without_statistics_does_not_end_an_audit() -> None:
+    found = sn.audit(nn.Sequential(nn.Conv2d(2, 2, 1), nn.BatchNorm2d(2, track_running_stats=False)))
+    assert [module.type for module in found.skipped] == ["BatchNorm2d"]

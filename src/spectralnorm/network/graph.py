@@ -19,10 +19,16 @@ class _Tracer(fx.Tracer):
         return has_operator(m) or super().is_leaf_module(m, module_qualified_name)
 
 
+def _convolves(layer: nn.Module) -> bool:
+    """Whether a layer has channels on the axis that a BatchNorm scales."""
+    return has_operator(layer) and not is_batchnorm(layer) and not isinstance(layer, nn.Linear)
+
+
 def batchnorm_pairs(model: nn.Module) -> dict[str, str]:
     """The linear layers whose output goes to one BatchNorm and nowhere else, so that the two act as one map.
 
-    A layer or BatchNorm that is called twice makes no pair, nor does a model that torch.fx cannot trace.
+    A layer or BatchNorm that is called twice makes no pair, nor does a model that torch.fx cannot trace. A Linear
+    makes none: a BatchNorm1d behind it may scale another axis than the one it writes.
 
     Args:
         model: any module.
@@ -46,9 +52,10 @@ def batchnorm_pairs(model: nn.Module) -> dict[str, str]:
     for node in calls:
         readers = list(node.users)
         layer = modules[str(node.target)]
-        if len(readers) != 1 or readers[0].op != "call_module" or is_batchnorm(layer) or not has_operator(layer):
+        if len(readers) != 1 or readers[0].op != "call_module" or not _convolves(layer):
             continue
         reader = str(readers[0].target)
-        if is_batchnorm(modules[reader]) and count[str(node.target)] == count[reader] == 1:
+        norm = modules[reader]
+        if is_batchnorm(norm) and norm.running_var is not None and count[str(node.target)] == count[reader] == 1:
             pairs[str(node.target)] = reader
     return pairs

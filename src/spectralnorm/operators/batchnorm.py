@@ -44,6 +44,12 @@ def batchnorm_scale(layer: BatchNorm) -> Tensor:
             "has no norm; expected running statistics. Train with track_running_stats=True."
         )
     variance = check_weight(layer.running_var, f"{name}.running_var").double()
+    bad = int((variance + layer.eps <= 0).sum())
+    if bad:
+        raise ValueError(
+            f"{name} has {bad} channels whose running_var plus eps is not above 0, so that it divides by nothing; "
+            "expected variances. Look for a damaged checkpoint."
+        )
     scale = (variance + layer.eps).rsqrt()
     return scale if layer.weight is None else check_weight(layer.weight, f"{name}.weight").double() * scale
 

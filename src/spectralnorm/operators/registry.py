@@ -34,7 +34,7 @@ _NOT_LINEAR: dict[type[nn.Module], str] = {  # layers with weights that people a
 def register_operator(layer_type: type[nn.Module]) -> Callable[[Maker], Maker]:
     """Teach spectralnorm a layer type: decorate a function from the layer to its operator.
 
-    Subclasses of the type are covered unless they are registered themselves.
+    Subclasses of the type are covered unless they override `forward`, or are registered themselves.
 
     Args:
         layer_type: the class of the layer.
@@ -68,7 +68,9 @@ def register_operator(layer_type: type[nn.Module]) -> Callable[[Maker], Maker]:
 
 
 def _maker(layer: nn.Module) -> Maker | None:
-    return next((_REGISTRY[cls] for cls in type(layer).__mro__ if cls in _REGISTRY), None)
+    cls = next((cls for cls in type(layer).__mro__ if cls in _REGISTRY), None)
+    # a subclass that computes something else is another map, which only its author knows
+    return _REGISTRY[cls] if cls is not None and type(layer).forward is cls.forward else None
 
 
 def has_operator(layer: nn.Module) -> bool:
@@ -113,7 +115,8 @@ def as_operator(layer: nn.Module | Tensor, **conv_args: Any) -> Operator:
             raise ValueError(
                 f"{type(part).__name__}.weight is not initialised yet; run one batch through the model first."
             )
-    if isinstance(layer, nn.Sequential) and len(layer) == 2 and is_batchnorm(layer[1]):
+    plain = isinstance(layer, nn.Sequential) and type(layer).forward is nn.Sequential.forward
+    if isinstance(layer, nn.Sequential) and plain and len(layer) == 2 and is_batchnorm(layer[1]):
         return fold_batchnorm(as_operator(layer[0]), layer[1])
     make = _maker(layer)
     if make is None:
