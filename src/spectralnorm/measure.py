@@ -16,7 +16,7 @@ from spectralnorm.estimators.spectrum import spectrum
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.registry import as_operator
 
-__all__ = ["check_size", "singular_values", "spectral_norm"]
+__all__ = ["check_size", "check_tolerance", "singular_values", "spectral_norm"]
 
 _DENSE_COLUMNS = 256  # up to here the SVD of the layer's matrix beats iterating, and proves both ends
 _PROVEN_COLUMNS = 1024  # and up to here it is worth its second, where both ends are asked for
@@ -73,8 +73,7 @@ def spectral_norm(
         raise ValueError(
             f"certified=True was given with method={method!r}; expected 'auto' or 'certified'. Leave one out."
         )
-    if isinstance(rtol, bool) or not isinstance(rtol, Real) or not 0 < rtol < 1:
-        raise ValueError(f"rtol={rtol!r} is not a relative tolerance; expected a number between 0 and 1.")
+    check_tolerance(rtol)
     operator = as_operator(layer_or_weight, **conv_args)
     size = check_size(operator, input_shape)
     with torch.autocast(operator.weight.device.type, enabled=False):  # half precision would move the norm
@@ -131,6 +130,12 @@ def _choose_estimator(method: str | Estimator) -> Estimator | None:
     if method != "auto" and method not in METHODS:
         raise ValueError(f"method={method!r} is unknown; expected one of {', '.join(['auto', *METHODS])}.")
     return None if method == "auto" else METHODS[method]()
+
+
+def check_tolerance(rtol: float) -> None:
+    """Raise a ValueError unless this is a relative tolerance."""
+    if isinstance(rtol, bool) or not isinstance(rtol, Real) or not 0 < rtol < 1:
+        raise ValueError(f"rtol={rtol!r} is not a relative tolerance; expected a number between 0 and 1.")
 
 
 def check_size(operator: Operator, input_shape: Sequence[int] | int | None) -> Size | None:

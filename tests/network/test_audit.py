@@ -270,3 +270,21 @@ def test_certified_norms_are_proven_from_both_sides() -> None:
     assert "at most" in str(found)
     assert "at most" not in str(plain)
     assert found.to_dict()["certified"] is True
+
+
+class Writes(nn.Module):
+    """Its forward leaves something behind."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv, self.calls, self.last = nn.Conv2d(1, 1, 1), 0, None
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.calls, self.last = self.calls + 1, self.conv(x)
+        return self.last
+
+
+def test_tracing_leaves_nothing_in_the_model() -> None:
+    model = Writes()
+    audit(model)
+    assert (model.calls, model.last) == (0, None)

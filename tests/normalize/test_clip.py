@@ -70,9 +70,10 @@ def test_a_circular_layer_is_clipped_at_its_own_frequencies() -> None:
 
 def test_a_layer_below_the_maximum_is_left_alone(made: tuple[nn.Module, tuple[int, ...]]) -> None:
     layer, size = made
-    before = layer.weight.detach().clone()
+    before, version = layer.weight.detach().clone(), layer.weight._version
     sn.clip_singular_values(layer, 100.0, size or None)
-    torch.testing.assert_close(layer.weight.detach(), before, rtol=1e-6, atol=0)
+    assert torch.equal(layer.weight, before)
+    assert layer.weight._version == version
 
 
 def test_more_iterations_keep_more_of_the_kernel() -> None:
@@ -97,6 +98,14 @@ def test_a_zero_layer_stays_zero() -> None:
 def test_a_maximum_that_is_none(maximum: Any) -> None:
     message = complaint(ValueError, lambda: sn.clip_singular_values(nn.Linear(2, 2), maximum))
     check_says(message, "maximum=", "finite number above 0")
+
+
+@pytest.mark.parametrize("rtol", [0, 2, -1, "x", None])
+def test_a_wrong_tolerance_is_found_before_anything_is_written(rtol: Any) -> None:
+    layer = nn.Linear(4, 4)
+    before = layer.weight.detach().clone()
+    check_says(complaint(ValueError, lambda: sn.clip_singular_values(layer, 0.1, rtol=rtol)), "rtol=")
+    assert torch.equal(layer.weight, before)
 
 
 def test_other_bad_input() -> None:

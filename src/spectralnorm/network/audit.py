@@ -232,11 +232,11 @@ def audit(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module; wrap it in one")
-    pairs = batchnorm_pairs(model)
-    layers, skipped = _layers(model, set(pairs.values()))
     shape = None if input_shape is None else check_input_shape(input_shape)
     rows: list[AuditRow] = []
     with reading(model), torch.no_grad():
+        pairs = batchnorm_pairs(model)
+        layers, skipped = _layers(model, set(pairs.values()))
         seen = {} if shape is None else shapes_seen(model, layers, shape)
         for name, layer in layers.items():
             norm = (pairs[name], model.get_submodule(pairs[name])) if name in pairs else None

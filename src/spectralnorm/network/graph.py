@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 
 from torch import fx, nn
@@ -41,8 +42,8 @@ def batchnorm_pairs(model: nn.Module) -> dict[str, str]:
         >>> batchnorm_pairs(net)
         {'0': '1'}
     """
-    try:
-        graph = _Tracer().trace(model)
+    try:  # on a copy that shares the parameters: a forward may write to its module
+        graph = _Tracer().trace(copy.deepcopy(model, {id(p): p for p in model.parameters()}))
     except Exception:  # whatever a user's forward does to a proxy
         return {}
     modules = dict(model.named_modules())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from spectralnorm.estimators.grids import half_grid
-from spectralnorm.measure import check_size
+from spectralnorm.measure import check_size, check_tolerance
 from spectralnorm.normalize.api import check_plain, check_target
 from spectralnorm.normalize.proven import shrink_until_proven
 from spectralnorm.operators.base import Size
@@ -69,6 +69,7 @@ def clip_singular_values(
     check_target("maximum", maximum)
     if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
         raise ValueError(f"iterations={iterations!r} is no count; expected a whole number of at least 1.")
+    check_tolerance(rtol)
     operator = as_operator(layer)
     check_plain(layer, "")
     size = check_size(operator, input_shape)
@@ -76,12 +77,14 @@ def clip_singular_values(
     with torch.no_grad():
         symbol, padding = operator.symbol().to(torch.float64), operator.ceilings(None)[0][1]
         grid = _grid(symbol, size)
+        before = symbol
         for _ in range(iterations):
             clipped, excess = _project(symbol, grid, maximum / padding)
             if excess <= 1 + rtol / 10:
                 break
             symbol = Symbol(clipped, symbol.layout)
-        weight.copy_(symbol.weight.reshape(weight.shape))
+        if symbol is not before:
+            weight.copy_(symbol.weight.reshape(weight.shape))
     shrink_until_proven(layer, weight, maximum, rtol)
     return layer
 
