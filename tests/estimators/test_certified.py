@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -303,3 +304,50 @@ def test_the_symbol_reference_agrees_with_the_library() -> None:
     w = torch.rand(5, 2, dtype=torch.float64)
     ours = torch.linalg.svdvals(sn.as_operator(layer).symbol().to(torch.float64).at(w))[..., 0].amax(1)
     assert symbol_norms(layer, w.numpy()) == pytest.approx(ours.tolist(), rel=1e-12)
+
+
+# ---------------------------------------------------------------------- found by a check of the proofs
+
+
+def touching_kernel(seed: int, blocks: int = 31) -> Tensor:
+    """Blocks (R exp(-iw/2) + R^T exp(iw/2)) / 2, which attain the cosine of the proof, peaks side by side."""
+    generator = torch.Generator().manual_seed(seed)
+    kernel = torch.zeros(2 * blocks, 2 * blocks, 2, dtype=torch.float64)
+    for i in range(blocks):
+        turn = math.pi * (i + 0.5 + 0.1 * float(torch.rand((), generator=generator))) / 64
+        size = 1 + 2e-9 * float(torch.rand((), generator=generator))
+        c, s = math.cos(turn), math.sin(turn)
+        rotation = size / 2 * torch.tensor([[c, -s], [s, c]], dtype=torch.float64)
+        kernel[2 * i : 2 * i + 2, 2 * i : 2 * i + 2] = torch.stack([rotation, rotation.T], -1)
+    return kernel
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_points_of_a_grid_are_tested_where_they_are(seed: int) -> None:
+    """Frequencies in float32 once put the upper end 4e-10 below the norm, and intervals 1.8e-7 wide for 1e-9."""
+    kernel = touching_kernel(seed)
+    w = 2 * math.pi * torch.arange(64, dtype=torch.float64)[:, None, None] / 64
+    blocks = kernel[..., 0] * torch.exp(1j * w / 2) + kernel[..., 1] * torch.exp(-1j * w / 2)
+    norm = float(torch.linalg.svdvals(blocks)[:, 0].max())
+    options = {"padding": "same", "padding_mode": "circular", "input_shape": 64}
+    for rtol in (1e-9, 1e-10):
+        bound = sn.spectral_norm(kernel, method="certified", rtol=rtol, **options)
+        assert encloses(bound, norm)
+        assert narrow(bound, rtol) or rtol < 1e-9
+
+
+@pytest.mark.parametrize(("n", "value"), [(1000, 1 / 3), (2048, 0.123), (10_000, 0.9), (1_000_000, 0.9)])
+def test_the_lower_end_counts_the_rounding_of_long_sums(n: int, value: float) -> None:
+    weight = torch.full((1, n), value, dtype=torch.float64)
+    entry = Fraction(float(weight[0, 0]))
+    for bound in (sn.spectral_norm(weight), sn.spectral_norm(weight, certified=True)):
+        assert (
+            Fraction(bound.lower) ** 2 <= n * entry**2 <= Fraction(bound.upper if bound.certified else 1e300) ** 2
+        )
+
+
+@pytest.mark.parametrize(("k", "n", "value"), [(2, 400_000, 1 / 3), (7, 40_000, 0.7)])
+def test_the_lower_end_at_a_size_counts_it_too(k: int, n: int, value: float) -> None:
+    weight = torch.full((1, 1, k), value, dtype=torch.float64)
+    bound = sn.spectral_norm(weight, stride=k, input_shape=k * n, method="power")
+    assert Fraction(bound.lower) ** 2 <= k * Fraction(float(weight[0, 0, 0])) ** 2

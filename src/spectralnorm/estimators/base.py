@@ -90,6 +90,7 @@ def layer_bound(operator: Operator, v: Tensor, method: str, stats: dict[str, Any
 
     Each output sums at most max(c_out, c_in) * taps products, so the computed image is within
     (terms + 8) u || |A| || ||v|| of the true one, and || |A| || <= sqrt(taps) ||W||_F times the padding factor.
+    The lengths of the input and of the image, summed in any order, add half their numbers of entries times u.
 
     Args:
         operator: the layer's map A.
@@ -110,6 +111,7 @@ def layer_bound(operator: Operator, v: Tensor, method: str, stats: dict[str, Any
         terms = max(weight.shape[:2]) * taps
         scale = math.sqrt(taps) * frobenius_norm(weight)
     slack = (terms + 8) * 2.0**-53 * scale * operator.padding_factor(None)
+    slack += ((v.numel() + image.numel()) / 2 + 8) * 2.0**-53 * sigma
     lower = max(0.0, sigma - slack)
     bilinear = (operator.apply(v[None].to(weight))[0] * u).sum()
     return Bound(attach_gradient(lower, bilinear), lower, math.inf, method, stats)

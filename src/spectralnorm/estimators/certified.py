@@ -24,7 +24,7 @@ from spectralnorm.estimators.base import Estimator, check_counts, layer_bound
 from spectralnorm.estimators.lanczos import largest_input
 from spectralnorm.estimators.memory import check_memory
 from spectralnorm.estimators.proof import Claim
-from spectralnorm.estimators.rounding import rescaled
+from spectralnorm.estimators.rounding import rescaled, rescaled_back
 from spectralnorm.estimators.search import CHUNK, Places, Search
 from spectralnorm.estimators.sharing import Sharing
 from spectralnorm.estimators.tracked import Tracked, tracked_bound
@@ -183,9 +183,12 @@ class _Proof:
         return Claim(self.search, self.sharing.agreed(self.best.lower / self.scale), self.rtol, self._climb)
 
     def _found(self, claim: Claim) -> Bound:
-        lower = max(self.best.lower, claim.lower * self.scale)  # another process may know more
+        lower = max(
+            self.best.lower, rescaled_back(claim.lower, self.scale, up=False)
+        )  # another process may know more
         stats = {**self.best.stats, "factorisations": self.search.tests, "levels": self.search.levels}
-        return Bound(self.best.value, lower, max(lower, claim.bound * self.scale), "certified", stats)
+        upper = max(lower, rescaled_back(claim.bound, self.scale, up=True))
+        return Bound(self.best.value, lower, upper, "certified", stats)
 
     def _climb(self, places: Places, w: Tensor) -> float:
         """A new lower bound: tracks climb from frequencies where s is higher than known."""

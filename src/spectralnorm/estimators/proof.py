@@ -62,8 +62,13 @@ class Claim:
         groups = torch.arange(len(self.search.polynomial.rounding))
         places = Places.everywhere(groups, cells)
         self.search.share = 1 / len(places)
-        w = 2 * math.pi * places.cell / torch.tensor(points, dtype=torch.float64)
-        self._left(places, w, self.search.flat_squares)
+        # in float64 from the start: a float times integers would be float32
+        w = 2 * math.pi * places.cell.double() / torch.tensor(points, dtype=torch.float64)
+        while len(places):  # what is left once, by rounding, passes at a bound raised by that
+            left = self._left(places, w, self.search.flat_squares)
+            if not len(left):
+                break
+            self._raise(self.lower)
 
     def _left(self, places: Places, w: Tensor, squares: Callable[[float], Tensor]) -> Places:
         """Test places; where one shows that the norm is higher than known, climb there and test again.
@@ -83,7 +88,7 @@ class Claim:
 
     def _raise(self, lower: float) -> None:
         """Take up a new lower bound; if it is none, rounding is all that is left, and the bound grows by that."""
-        slack = float(self.search.slack(torch.tensor(max(lower, self.bound) ** 2)).max())
+        slack = float(self.search.slack(torch.tensor(max(lower, self.bound) ** 2, dtype=torch.float64)).max())
         if lower <= self.lower:
             self.steps += 1
             self.bound = math.sqrt(self.bound**2 + 2**self.steps * slack)

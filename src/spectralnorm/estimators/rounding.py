@@ -15,6 +15,7 @@ __all__ = [
     "frobenius_norm",
     "phase_rounding",
     "rescaled",
+    "rescaled_back",
 ]
 
 _ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
@@ -89,3 +90,11 @@ def rescaled(symbol: Symbol) -> tuple[Symbol, float]:
     weight = symbol.weight.detach().double()
     scale = math.ldexp(1.0, max(math.frexp(float(weight.abs().max()))[1] - 1, -1022))
     return Symbol(weight / scale, symbol.layout.on(weight.device)), scale
+
+
+def rescaled_back(value: float, scale: float, *, up: bool) -> float:
+    """A bound times the power of two that `rescaled` divided by; rounded outwards where that is subnormal."""
+    product = value * scale
+    if product == 0 or product >= 2.0**-1022:
+        return product if product or not (up and value) else math.nextafter(0.0, math.inf)
+    return math.nextafter(product, math.inf if up else 0.0)

@@ -17,7 +17,7 @@ from torch import Tensor
 from spectralnorm.bound import Bound
 from spectralnorm.estimators.ascent import FrequencyStep, Tracks, lengths, normalised, sweep
 from spectralnorm.estimators.base import Estimator, attach_gradient, check_counts
-from spectralnorm.estimators.rounding import frobenius_norm, phase_rounding, rescaled
+from spectralnorm.estimators.rounding import frobenius_norm, phase_rounding, rescaled, rescaled_back
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.fourier import Symbol
 from spectralnorm.operators.lags import lags_of
@@ -255,8 +255,9 @@ def _nearest(w: Tensor, grid: Size | None) -> Tensor:
 def tracked_bound(symbol: Symbol, tracks: Tracks, grid: Size | None, stats: dict[str, object]) -> Bound:
     """The highest track, its height recomputed in float64 and lowered by the rounding of that.
 
-    The computed K^(w)^H x is within (rows + taps + 8) u sqrt(taps) ||W||_F of the true one, and the phases add
-    their own rounding.
+    An entry of K^(w)^H x sums rows products and then taps complex ones: the vector is within
+    sqrt(2) (rows + 2 taps + 6) u sqrt(taps) ||W||_F of the true one. The lengths of x and of it, summed in any
+    order, are within (rows + columns + 8) u of theirs, and the phases add their own rounding.
 
     Args:
         symbol: the symbol, with its graph.
@@ -275,8 +276,10 @@ def tracked_bound(symbol: Symbol, tracks: Tracks, grid: Size | None, stats: dict
         v = exact.unfold(exact.read_adjoint(x[None, None])[0, 0], exact.layout.phases(w)).flatten()
         sigma = float(torch.linalg.vector_norm(v))
         taps = symbol.weight.shape[3]
-        terms = (symbol.rows + taps + 8) * 2.0**-53 * math.sqrt(taps) * frobenius_norm(exact.weight)
-    lower = scale * max(0.0, sigma - terms - phase_rounding(exact))
+        terms = math.sqrt(2) * (symbol.rows + 2 * taps + 6) * math.sqrt(taps) * frobenius_norm(exact.weight)
+        lengths_of = (symbol.rows + symbol.columns + 8) * sigma
+        rounding = 2.0**-53 * (terms + lengths_of) + phase_rounding(exact)
+    lower = rescaled_back(max(0.0, sigma - rounding), scale, up=False)
     real = torch.complex128 if symbol.weight.dtype == torch.float64 else torch.complex64
     bilinear = symbol.bilinear(group, x.to(real), (v / max(sigma, 1e-300)).to(real), w)
     stats = {**stats, "frequency": tuple(w.tolist()), "group": group}

@@ -115,7 +115,7 @@ def _project(symbol: Symbol, grid: Size, maximum: float) -> tuple[Tensor, float]
         u, s, vh = torch.linalg.svd(symbol.at(part), full_matrices=False)  # (m, g, ...)
         largest = max(largest, float(s[..., 0].max()))
         over = (u * (s - maximum).clamp_min(0)[..., None, :]) @ vh
-        share = torch.where(single, 1.0, 2.0) / math.prod(grid)
+        share = (2.0 - single.double()) / math.prod(grid)
         folded = over.unflatten(-1, (-1, layout.components))[..., layout.component]  # (m, g, o, c, taps)
         back = layout.phases(part).conj() * share[:, None]
         change += torch.einsum("mgoct,mt->goct", folded, back).real

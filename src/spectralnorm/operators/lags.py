@@ -116,7 +116,7 @@ class Lags:
         """The frequencies (..., axes) of flat indices into `on_grid`, float64."""
         index: list[Tensor] = []
         for count in reversed(points):
-            index.insert(0, flat % count * (2 * math.pi / count))
+            index.insert(0, (flat % count).double() * (2 * math.pi / count))
             flat = flat // count
         return torch.stack(index, -1) if index else flat[..., None][..., :0].double()
 
