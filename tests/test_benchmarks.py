@@ -80,3 +80,40 @@ def test_our_bounds_hold_and_our_estimates_meet_their_tolerance() -> None:
         assert 1 <= layer["methods"]["certified"]["ratio"] <= 1 + 1e-2 + 1e-6
         for name in ("gram", "separated", "flattened_bound"):
             assert layer["methods"][name]["ratio"] >= 1
+
+
+README = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def results(name: str) -> dict[str, Any]:
+    return json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def share(ratio: float) -> str:
+    """A ratio as the README writes it: 1/6.0, 1/15."""
+    return f"1/{1 / ratio:.0f}" if ratio < 0.1 else f"1/{1 / ratio:.1f}"
+
+
+def test_the_readme_shows_what_the_estimators_benchmark_measured() -> None:
+    found = results("estimators")["ratios"]
+    assert f"in float64) | {found['worst_tracked_error']:.1e} |" in README
+    assert f"of its own limit | {share(found['tracked_over_power'])} |" in README
+    assert f"256 channels) | {share(found['tracked_over_exact'])} |" in README
+    reads = f"{found['read_over_pytorch_median']:.2f}, {found['read_over_pytorch_mean']:.2f}"
+    assert f"(median, mean) | {reads} |" in README
+
+
+def test_the_readme_shows_what_the_certified_benchmark_measured() -> None:
+    found = results("certified")["ratios"]
+    rows = {
+        "| rtol 1e-2, over `exact` at 32x32 in float64 (float32)": ("1e-2", "exact"),
+        "| rtol 1e-3, over the same": ("1e-3", "exact"),
+        "| rtol 1e-2, over Gram iteration at 32x32, 6 steps, in float64 (float32)": ("1e-2", "gram"),
+    }
+    for start, (rtol, method) in rows.items():
+        cells = [
+            [share(found[f"{n}: {rtol} over {method}_{dtype}"]) for dtype in ("float64", "float32")]
+            for n in (256, 512)
+        ]
+        assert start + "".join(f" | {double} ({single})" for double, single in cells) + " |" in README
+    assert f"| {share(found['memory over gram at once'])} ({share(found['memory over gram'])}) |" in README

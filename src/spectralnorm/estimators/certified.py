@@ -183,9 +183,8 @@ class _Proof:
         return Claim(self.search, self.sharing.agreed(self.best.lower / self.scale), self.rtol, self._climb)
 
     def _found(self, claim: Claim) -> Bound:
-        lower = max(
-            self.best.lower, rescaled_back(claim.lower, self.scale, up=False)
-        )  # another process may know more
+        known = rescaled_back(claim.lower, self.scale, up=False)  # by another process, perhaps
+        lower = max(self.best.lower, known)
         stats = {**self.best.stats, "factorisations": self.search.tests, "levels": self.search.levels}
         upper = max(lower, rescaled_back(claim.bound, self.scale, up=True))
         return Bound(self.best.value, lower, upper, "certified", stats)

@@ -57,18 +57,22 @@ class Claim:
             search.levels, search.share = search.levels + 1, search.share * before / max(1, len(places))
 
     def prove_points(self, points: Size) -> None:
-        """Test every point of a finite grid."""
+        """Test every point of a finite grid.
+
+        Args:
+            points: per axis.
+
+        Raises:
+            ArithmeticError: when a point neither passes nor raises the lower bound; `_raise` rules that out.
+        """
         cells = grid_points(points)
         groups = torch.arange(len(self.search.polynomial.rounding))
         places = Places.everywhere(groups, cells)
         self.search.share = 1 / len(places)
         # in float64 from the start: a float times integers would be float32
         w = 2 * math.pi * places.cell.double() / torch.tensor(points, dtype=torch.float64)
-        while len(places):  # what is left once, by rounding, passes at a bound raised by that
-            left = self._left(places, w, self.search.flat_squares)
-            if not len(left):
-                break
-            self._raise(self.lower)
+        if len(self._left(places, w, self.search.flat_squares)):  # the margins of `_raise` leave none
+            raise ArithmeticError("certified: rounding left a frequency undecided; please report this weight.")
 
     def _left(self, places: Places, w: Tensor, squares: Callable[[float], Tensor]) -> Places:
         """Test places; where one shows that the norm is higher than known, climb there and test again.

@@ -111,7 +111,9 @@ class Search:
         if polynomial.side == 1:
             parts = zip(group.split(CHUNK // 64), w.split(CHUNK // 64), strict=True)
             values = [polynomial.scalars(g.to(device), at.to(device)).cpu() for g, at in parts]
-            return torch.cat([*values, w.new_zeros(0)]) < shifts[group]
+            passed = torch.cat([*values, w.new_zeros(0)]) < shifts[group]
+            self._report(int(passed.sum()))
+            return passed
         passed = torch.zeros(len(group), dtype=torch.bool)
         for g in group.unique().tolist():
             if shifts[g] > 0:

@@ -14,6 +14,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
+from spectralnorm.estimators.base import check_counts
 from spectralnorm.estimators.grids import half_grid
 from spectralnorm.measure import check_size, check_tolerance
 from spectralnorm.normalize.api import check_plain, check_target
@@ -67,8 +68,7 @@ def clip_singular_values(
         [1.0, 1.0, 0.5]
     """
     check_target("maximum", maximum)
-    if isinstance(iterations, bool) or not isinstance(iterations, int) or iterations < 1:
-        raise ValueError(f"iterations={iterations!r} is no count; expected a whole number of at least 1.")
+    check_counts(iterations=iterations)
     check_tolerance(rtol)
     operator = as_operator(layer)
     check_plain(layer, "")

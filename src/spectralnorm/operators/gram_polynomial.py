@@ -94,8 +94,8 @@ def gram_polynomial(symbol: Symbol) -> GramPolynomial:
     Rounding (`MATHS.md`, section 3; u the unit roundoff). An entry of T_q sums at most P r products, P positions
     and r the larger side: forming adds (P r + 2) u ||M||^2 to the norm, M = sum_p |K_p|, and
     ||M||^2 <= ||M||_1 ||M||_inf. Evaluating sums H + 1 products an entry, of real and of imaginary part, where an
-    angle w . q is wrong by (axes + 2) u |w . q| and its cosine by u more:
-    sqrt(2) (H + 6 + (axes + 2) reach) u || sum_q |T_q| ||_inf.
+    angle w . q is wrong by (axes + 3) u |w . q| and its cosine by u more:
+    sqrt(2) (H + 6 + (axes + 3) reach) u || sum_q |T_q| ||_inf.
 
     Args:
         symbol: the symbol, of any dtype; computed in float64. Entries far from 1 are the caller's to rescale.
@@ -116,7 +116,7 @@ def gram_polynomial(symbol: Symbol) -> GramPolynomial:
     sizes = constant.abs() + (positive.abs() + positive.abs().mT).sum(1)
     matrix = blocks.abs().sum(2)
     formed = (blocks.shape[2] * blocks.shape[1] + 2) * matrix.sum(1).amax(-1) * matrix.sum(2).amax(-1)
-    reach = 2 * (symbol.layout.axes + 2) * symbol.layout.reach
+    reach = 2 * (symbol.layout.axes + 3) * symbol.layout.reach
     evaluated = math.sqrt(2) * (positive.shape[1] + 6 + reach) * sizes.sum(-1).amax(-1)
     return GramPolynomial(
         side=n,

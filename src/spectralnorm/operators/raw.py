@@ -55,11 +55,7 @@ def conv_operator(
             f"padding_mode={padding_mode!r} is unknown; expected one of {', '.join(MODES)}. Use one of these, "
             "or register an operator for a layer type of your own."
         )
-    if not _is_count(groups, 1) or weight.shape[0] % groups:
-        raise ValueError(
-            f"groups={groups!r} does not divide the {weight.shape[0]} output channels of weight; expected a whole "
-            "number that does."
-        )
+    _check_groups(groups, weight.shape[0], "output")
     strides = _per_axis("stride", stride, axes, least=1)
     dilations = _per_axis("dilation", dilation, axes, least=1)
     if padding == "same" and set(strides) != {1}:
@@ -84,11 +80,7 @@ def transposed_operator(
             f"padding_mode={padding_mode!r} has no meaning for a transposed convolution; expected 'zeros', the "
             "only one PyTorch has."
         )
-    if not _is_count(groups, 1) or weight.shape[0] % groups:
-        raise ValueError(
-            f"groups={groups!r} does not divide the {weight.shape[0]} input channels of weight; expected a whole "
-            "number that does."
-        )
+    _check_groups(groups, weight.shape[0], "input")
     strides = _per_axis("stride", stride, axes, least=1)
     dilations = _per_axis("dilation", dilation, axes, least=1)
     pads = _per_axis("padding", padding, axes, least=0)
@@ -99,6 +91,14 @@ def transposed_operator(
             "less than one of them, as PyTorch does. Lower it, or raise the stride."
         )
     return TransposedConvOperator(weight, strides, pads, dilations, groups, more)
+
+
+def _check_groups(groups: int, channels: int, side: str) -> None:
+    if not _is_count(groups, 1) or channels % groups:
+        raise ValueError(
+            f"groups={groups!r} does not divide the {channels} {side} channels of weight; expected a whole number "
+            "that does."
+        )
 
 
 def _per_axis(name: str, value: int | Sequence[int], axes: int, least: int) -> tuple[int, ...]:
