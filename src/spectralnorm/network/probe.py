@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -15,20 +16,31 @@ from spectralnorm.operators.base import Size
 __all__ = ["check_input_shape", "reading", "shapes_seen"]
 
 
+# Modes and hooks are the model's own, torch's generators and torch.fx's tracing the whole process's: one reader at a
+# time, or the second would take the first one's eval mode for the user's. Re-entrant: a callback may audit too.
+_READING = threading.RLock()
+
+
 @contextmanager
-def reading(model: nn.Module) -> Iterator[None]:
+def reading(model: nn.Module) -> Iterator[dict[nn.Module, bool]]:
     """Set eval mode, and restore each module's own mode and torch's generators afterwards.
 
-    Modes are set directly: `model.eval()` may do more where a model overrides `train`.
+    Modes are set directly: `model.eval()` may do more where a model overrides `train`. Threads take turns.
+
+    Args:
+        model: any module.
+
+    Yields:
+        Each module's own mode: whether it was in training.
     """
-    modes = [(module, module.training) for module in model.modules()]
-    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+    with _READING, torch.random.fork_rng(devices=range(torch.cuda.device_count())):
+        modes = {module: module.training for module in model.modules()}
         try:
-            for module, _ in modes:
+            for module in modes:
                 module.training = False
-            yield
+            yield modes
         finally:
-            for module, training in modes:
+            for module, training in modes.items():
                 module.training = training
 
 
