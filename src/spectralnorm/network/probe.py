@@ -16,8 +16,8 @@ from spectralnorm.operators.base import Size
 __all__ = ["check_input_shape", "reading", "shapes_seen"]
 
 
-# Modes and hooks are the model's own, torch's generators and torch.fx's tracing the whole process's: one reader at a
-# time, or the second would take the first one's eval mode for the user's. Re-entrant: a callback may audit too.
+# Modes and hooks are the model's own, torch's generators and torch.fx's tracing the whole process's: one reader at
+# a time, or the second would take the first one's eval mode for the user's. Re-entrant: a callback may audit too.
 _READING = threading.RLock()
 
 
