@@ -262,3 +262,35 @@ def test_angle_of_the_trap() -> None:
     weight = torch.tensor([[[1.0, 1.0, -1.0]]])
     for rtol in (1e-2, 1e-3, 1e-6):
         assert float(sn.spectral_norm(weight, rtol=rtol)) == pytest.approx(math.sqrt(5), rel=rtol)
+
+
+@pytest.mark.parametrize("method", ["tracked", "certified", "exact", "power", "gram", "flattened"])
+def test_a_second_derivative_is_refused_and_names_what_has_one(method: str) -> None:
+    """The vectors are held fixed, so that a Hessian through the value would be wrong without a word."""
+    weight = torch.randn(3, 2, 3, dtype=torch.float64, requires_grad=True)
+    bound = sn.spectral_norm(weight, method=method, input_shape=6, padding=1, padding_mode="circular")
+    (grad,) = torch.autograd.grad(bound.value.square(), weight, create_graph=True)
+    with pytest.raises(RuntimeError, match="singular_values"):
+        torch.autograd.grad(grad.square().sum(), weight)
+
+
+def test_a_float32_norm_near_overflow_has_a_value_and_a_gradient() -> None:
+    weight = torch.full((2, 2, 3), 3e37, requires_grad=True)
+    bound = sn.spectral_norm(weight, method="tracked")
+    bound.value.backward()
+    assert float(bound) == pytest.approx(6 * 3e37, rel=1e-6)
+    assert bool(weight.grad.isfinite().all())
+
+
+def test_the_hessian_through_singular_values_is_that_of_finite_differences() -> None:
+    torch.manual_seed(0)
+    weight, step = torch.randn(2, 2, 3, dtype=torch.float64), torch.randn(2, 2, 3, dtype=torch.float64)
+
+    def gradient(at: torch.Tensor, *, graph: bool = False) -> torch.Tensor:
+        norm = sn.singular_values(at, 5, padding=1, padding_mode="circular")[0]
+        return torch.autograd.grad(norm.square(), at, create_graph=graph)[0]
+
+    at = weight.clone().requires_grad_()
+    (product,) = torch.autograd.grad((gradient(at, graph=True) * step).sum(), at)
+    ends = [gradient((weight + shift * step).requires_grad_()) for shift in (1e-5, -1e-5)]
+    torch.testing.assert_close(product, (ends[0] - ends[1]) / 2e-5, rtol=1e-4, atol=1e-5)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from typing import Any, ClassVar
+from typing import Any, ClassVar, cast
 
 import torch
 from torch import Tensor
@@ -43,6 +43,42 @@ def check_counts(**options: int) -> None:
             raise ValueError(f"{name}={value!r} is no count; expected a whole number of at least 1.")
 
 
+class _Value(torch.autograd.Function):
+    """(value, bilinear) -> value, with the derivative of bilinear; a second derivative raises."""
+
+    @staticmethod
+    def forward(value: Tensor, bilinear: Tensor) -> Tensor:
+        del bilinear
+        return value.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
+        return None, cast("Tensor", _Once.apply(grad)) if grad.requires_grad else grad
+
+
+class _Once(torch.autograd.Function):
+    """The identity, not to be differentiated: u and v depend on the weight, and their derivative is not known."""
+
+    @staticmethod
+    def forward(grad: Tensor) -> Tensor:
+        return grad.clone()
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Tensor], output: Tensor) -> None:
+        pass
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> Tensor:
+        raise RuntimeError(
+            "The value of a Bound has a first derivative only, and a second was asked for; expected one backward "
+            "pass through it. Where you need more, use singular_values(layer, input_shape)[0]."
+        )
+
+
 def attach_gradient(value: float, bilinear: Tensor, *, up: bool = False) -> Tensor:
     """A 0-dim tensor equal to `value`, never above it, with the gradient of `bilinear`.
 
@@ -55,16 +91,14 @@ def attach_gradient(value: float, bilinear: Tensor, *, up: bool = False) -> Tens
         up: never below `value` instead, for an upper bound.
 
     Returns:
-        The differentiable value, in the dtype of `bilinear`.
+        The value, in the dtype of `bilinear`; once differentiable.
     """
     rounded = torch.tensor(value, dtype=bilinear.dtype, device=bilinear.device)
     if up and float(rounded) < value:
         rounded = torch.nextafter(rounded, torch.full_like(rounded, math.inf))
     if not up and float(rounded) > value:
         rounded = torch.nextafter(rounded, torch.zeros_like(rounded))
-    if not bilinear.requires_grad:
-        return rounded
-    return rounded + (bilinear - bilinear.detach())
+    return cast("Tensor", _Value.apply(rounded, bilinear)) if bilinear.requires_grad else rounded
 
 
 def random_input(operator: Operator, size: Size, generator: torch.Generator) -> Tensor:
