@@ -1,4 +1,4 @@
-"""Small networks to train and to normalise, as plain `nn.Sequential` with readable layer names."""
+"""The networks that come with the library, by name, and the smallest of them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,10 @@ from collections.abc import Callable, Sequence
 from torch import nn
 
 from spectralnorm.robustness.attacks import check_count
+
+from .building import check_image_shape
+from .resnet import resnet18, resnet20
+from .vgg import vgg16
 
 
 def small_cnn(
@@ -32,7 +36,7 @@ def small_cnn(
         >>> [name for name, _ in model.named_children()][:4]
         ['conv1', 'relu1', 'conv2', 'relu2']
     """
-    channels, height, width_in = _checked_shape(input_shape)
+    channels, height, width_in = check_image_shape(input_shape)
     check_count("classes", classes, minimum=2)
     check_count("width", width)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
@@ -50,14 +54,19 @@ def small_cnn(
     return nn.Sequential(layers)
 
 
-MODELS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {"small-cnn": small_cnn}
+MODELS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
+    "small-cnn": small_cnn,
+    "resnet20": resnet20,
+    "resnet18": resnet18,
+    "vgg16": vgg16,
+}
 
 
 def build(name: str, input_shape: Sequence[int], classes: int) -> nn.Module:
     """Build a network by the name of its architecture, with that architecture's defaults.
 
     Args:
-        name: A key of `MODELS`: "small-cnn".
+        name: A key of `MODELS`: "small-cnn", "resnet20", "resnet18" or "vgg16".
         input_shape: Shape of one image, (C, H, W).
         classes: Number of logits.
 
@@ -79,15 +88,3 @@ def build(name: str, input_shape: Sequence[int], classes: int) -> nn.Module:
 def _quarter(size: int) -> int:
     """Return the size left by two 3-wide convolutions with stride 2 and padding 1."""
     return (size + 3) // 4
-
-
-def _checked_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
-    """Return (C, H, W) as three positive ints."""
-    shape = tuple(input_shape)
-    if len(shape) != 3:
-        raise ValueError(
-            f"input_shape: got {shape}, expected (C, H, W); give one image's shape, without the batch"
-        )
-    for size in shape:
-        check_count("input_shape", size)
-    return shape
