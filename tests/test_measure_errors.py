@@ -204,11 +204,29 @@ def test_transposed_is_true_or_false(value: Any) -> None:
 # ---------------------------------------------------------------------- layers
 
 
-@pytest.mark.parametrize("layer", [nn.ReLU(), nn.Sequential(nn.Linear(2, 2)), nn.LSTM(2, 2)])
-def test_unknown_layer(layer: nn.Module) -> None:
-    name = type(layer).__name__
+class Doubled(nn.Linear):
+    """Another map than a Linear's."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+@pytest.mark.parametrize(
+    ("layer", "cure"),
+    [
+        (nn.ReLU(), "it has no weight; .*Leave it out; .*register_operator(ReLU)"),
+        (nn.Sequential(nn.Linear(2, 2)), "holds layers; .*Use spectralnorm.audit"),
+        (nn.ModuleList(), "holds layers; .*Use spectralnorm.audit"),
+        (nn.TransformerEncoderLayer(2, 1, 2), "holds layers; .*Use spectralnorm.audit"),
+        (nn.LSTM(2, 2), "@spectralnorm.register_operator(LSTM), or measure a weight of it, .*layer.weight_ih_l0"),
+        (Doubled(2, 2), "its forward is not that of Linear; .*@spectralnorm.register_operator(Doubled)"),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+def test_unknown_layer(layer: nn.Module, cure: str) -> None:
     message = complaint(TypeError, lambda: sn.spectral_norm(layer))
-    check_says(message, name, "Conv2d", "Linear", f"@spectralnorm.register_operator({name})")
+    known = "Linear, Conv1d-3d, ConvTranspose1d-3d, BatchNorm1d-3d"
+    check_says(message, type(layer).__name__, "not a layer spectralnorm knows", known, *cure.split(".*"))
 
 
 @pytest.mark.parametrize(

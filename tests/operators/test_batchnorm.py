@@ -132,3 +132,44 @@ def test_values_that_are_not_finite_are_named(name: str) -> None:
 def test_a_batchnorm_behind_a_users_layer_is_not_folded() -> None:
     message = complaint(TypeError, lambda: sn.as_operator(nn.Sequential(nn.BatchNorm2d(3), nn.ReLU())))
     check_says(message, "Sequential is not a layer spectralnorm knows")
+
+
+@pytest.mark.parametrize(
+    ("layer", "norm"),
+    [
+        (nn.Conv2d(3, 4, 3), nn.BatchNorm1d(4)),
+        (nn.Conv2d(3, 4, 3), nn.BatchNorm3d(4)),
+        (nn.ConvTranspose1d(3, 4, 3), nn.BatchNorm2d(4)),
+        (nn.Linear(3, 4), nn.BatchNorm2d(4)),
+    ],
+    ids=lambda layer: type(layer).__name__,
+)
+def test_a_batchnorm_of_another_dimension_is_refused_as_pytorch_does(layer: nn.Module, norm: nn.Module) -> None:
+    pair = nn.Sequential(layer, norm)
+    operator = sn.as_operator(layer)
+    with pytest.raises(ValueError, match=r"expected .*D"):
+        pair(torch.zeros(1, *operator.input_shape((5,) * operator.axes)))
+    message = complaint(ValueError, lambda: sn.spectral_norm(pair))
+    check_says(message, f"{type(norm).__name__} follows a layer of {operator.axes} spatial axes")
+    check_says(message, f"expected BatchNorm{max(1, operator.axes)}d", "Pair each BatchNorm")
+
+
+class Activated(nn.BatchNorm2d):
+    """A BatchNorm that does more."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(x).clamp_min(0)
+
+
+def test_a_batchnorm_with_a_forward_of_its_own_is_not_folded() -> None:
+    pair = nn.Sequential(nn.Conv2d(1, 2, 3), Activated(2))
+    check_says(complaint(TypeError, lambda: sn.as_operator(pair)), "Sequential is not a layer spectralnorm knows")
+
+
+def test_synchronised_statistics_fold_whatever_the_dimension() -> None:
+    norm = nn.SyncBatchNorm(2)
+    norm.running_var.copy_(torch.tensor([0.25, 4.0]))
+    for layer in (nn.Linear(3, 2), nn.Conv1d(3, 2, 1), nn.Conv3d(3, 2, 1)):
+        kernel = layer.weight.detach().flatten(1) / (norm.running_var + norm.eps).sqrt()[:, None]
+        expected = float(torch.linalg.matrix_norm(kernel, 2))
+        assert float(sn.spectral_norm(nn.Sequential(layer, norm))) == pytest.approx(expected, rel=1e-5)

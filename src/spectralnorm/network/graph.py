@@ -7,8 +7,8 @@ from collections import Counter
 
 from torch import fx, nn
 
-from spectralnorm.operators.batchnorm import is_batchnorm
-from spectralnorm.operators.registry import has_operator
+from spectralnorm.operators.batchnorm import folds, is_batchnorm
+from spectralnorm.operators.registry import as_operator, has_operator
 
 __all__ = ["batchnorm_pairs"]
 
@@ -22,17 +22,23 @@ class _Tracer(fx.Tracer):
 
 def _convolves(layer: nn.Module) -> bool:
     """Whether a layer has channels on the axis that a BatchNorm scales."""
-    return has_operator(layer) and not is_batchnorm(layer) and not isinstance(layer, nn.Linear)
+    if not has_operator(layer) or is_batchnorm(layer):
+        return False
+    try:
+        return as_operator(layer).axes > 0
+    except (TypeError, ValueError):  # the layer's own row will say what is wrong with it
+        return False
 
 
 def batchnorm_pairs(model: nn.Module) -> dict[str, str]:
     """The linear layers whose output goes to one BatchNorm and nowhere else, so that the two act as one map.
 
     A layer or BatchNorm that is called twice makes no pair, nor does a model that torch.fx cannot trace. A Linear
-    makes none: a BatchNorm1d behind it may scale another axis than the one it writes.
+    makes none, nor does another layer without spatial axes: a BatchNorm behind it may scale another axis than the
+    one it writes.
 
     Args:
-        model: any module.
+        model: any module, in eval mode: weights are read.
 
     Returns:
         Name of the layer to name of the BatchNorm, as in `model.named_modules()`.
@@ -57,6 +63,6 @@ def batchnorm_pairs(model: nn.Module) -> dict[str, str]:
             continue
         reader = str(readers[0].target)
         norm = modules[reader]
-        if is_batchnorm(norm) and norm.running_var is not None and count[str(node.target)] == count[reader] == 1:
+        if folds(norm) and norm.running_var is not None and count[str(node.target)] == count[reader] == 1:
             pairs[str(node.target)] = reader
     return pairs

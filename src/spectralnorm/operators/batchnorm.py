@@ -12,7 +12,7 @@ from spectralnorm.operators.conv import ConvOperator
 from spectralnorm.operators.dense import DenseOperator
 from spectralnorm.operators.transposed import TransposedConvOperator
 
-__all__ = ["BATCHNORM_AXES", "batchnorm_operator", "fold_batchnorm", "is_batchnorm"]
+__all__ = ["BATCHNORM_AXES", "batchnorm_operator", "fold_batchnorm", "folds", "is_batchnorm"]
 
 BATCHNORM_AXES: dict[type[nn.Module], int] = {
     nn.BatchNorm1d: 1,
@@ -20,12 +20,22 @@ BATCHNORM_AXES: dict[type[nn.Module], int] = {
     nn.BatchNorm3d: 3,
     nn.SyncBatchNorm: 2,
 }
+_FOLLOWS: dict[type[nn.Module], tuple[int, ...]] = {  # layers of so many spatial axes; SyncBatchNorm any
+    nn.BatchNorm1d: (0, 1),
+    nn.BatchNorm2d: (2,),
+    nn.BatchNorm3d: (3,),
+}
 BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
 def is_batchnorm(layer: nn.Module) -> TypeGuard[BatchNorm]:
     """Whether a layer is a BatchNorm of any dimension."""
     return isinstance(layer, BatchNorm)
+
+
+def folds(layer: nn.Module) -> TypeGuard[BatchNorm]:
+    """Whether a layer is a BatchNorm that computes what PyTorch's do: a forward of its own may do more."""
+    return is_batchnorm(layer) and type(layer).forward in (BatchNorm.forward, nn.SyncBatchNorm.forward)
 
 
 def batchnorm_scale(layer: BatchNorm) -> Tensor:
@@ -75,7 +85,7 @@ def fold_batchnorm(operator: Operator, layer: BatchNorm) -> Operator:
 
     Raises:
         TypeError: for an operator of another type.
-        ValueError: when the channels do not match, or the BatchNorm is not linear.
+        ValueError: when the channels or the spatial axes do not match, or the BatchNorm is not linear.
     """
     scale, weight = batchnorm_scale(layer), operator.weight.double()
     transposed = isinstance(operator, TransposedConvOperator)
@@ -84,6 +94,7 @@ def fold_batchnorm(operator: Operator, layer: BatchNorm) -> Operator:
             f"{type(layer).__name__} follows a {type(operator).__name__}; expected the operator of a Linear, Conv "
             "or ConvTranspose layer to fold it into. Measure the two apart."
         )
+    _check_axes(operator, layer)
     groups = operator.groups if isinstance(operator, TransposedConvOperator) else 1
     channels = weight.shape[1] * groups if transposed else weight.shape[0]
     if channels != scale.numel():
@@ -95,3 +106,14 @@ def fold_batchnorm(operator: Operator, layer: BatchNorm) -> Operator:
     shape = (groups, 1, -1) if transposed else (1, -1, 1)
     folded = blocks * scale.reshape(*shape, *(1,) * (weight.ndim - 2))
     return dataclasses.replace(operator, weight=folded.reshape(weight.shape))
+
+
+def _check_axes(operator: Operator, layer: BatchNorm) -> None:
+    """Raise a ValueError where PyTorch would refuse the layer's output as the BatchNorm's input."""
+    accepted = next((axes for cls, axes in _FOLLOWS.items() if isinstance(layer, cls)), (operator.axes,))
+    if operator.axes not in accepted:
+        raise ValueError(
+            f"{type(layer).__name__} follows a layer of {operator.axes} spatial axes, whose output PyTorch does "
+            f"not let it read; expected BatchNorm{max(1, operator.axes)}d. Pair each BatchNorm with the layer "
+            "whose output it reads."
+        )

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.lazy import LazyModuleMixin
 
 from spectralnorm.operators.base import Operator
-from spectralnorm.operators.batchnorm import fold_batchnorm, is_batchnorm
+from spectralnorm.operators.batchnorm import fold_batchnorm, folds
 from spectralnorm.operators.raw import weight_operator
 
 __all__ = ["as_operator", "has_operator", "register_operator"]
@@ -17,6 +17,7 @@ __all__ = ["as_operator", "has_operator", "register_operator"]
 Maker = Callable[[Any], Operator]
 _REGISTRY: dict[type[nn.Module], Maker] = {}
 
+_KNOWN = "Linear, Conv1d-3d, ConvTranspose1d-3d, BatchNorm1d-3d, or a type you registered"
 _LOOKS_UP = (
     "looks rows up by number, which is no linear map and has no norm; its table has one: measure its weight"
 )
@@ -29,6 +30,7 @@ _NOT_LINEAR: dict[type[nn.Module], str] = {  # layers with weights that people a
     nn.RMSNorm: _STATISTICS,
     nn.modules.instancenorm._InstanceNorm: _STATISTICS,
 }
+_CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
 def register_operator(layer_type: type[nn.Module]) -> Callable[[Maker], Maker]:
@@ -81,6 +83,9 @@ def has_operator(layer: nn.Module) -> bool:
 def as_operator(layer: nn.Module | Tensor, **conv_args: Any) -> Operator:
     """The linear map of a layer, or of a raw weight.
 
+    A BatchNorm is taken as it acts in eval mode, by its running statistics, whatever mode it is in: in train mode
+    it divides by the statistics of each batch, which is no linear map.
+
     Args:
         layer: a registered layer, a `Sequential` of one and the BatchNorm that follows it (one map, in eval
             mode), a matrix (outputs, inputs), or a kernel (c_out, c_in/groups, *k) of 1 to 3 spatial axes.
@@ -116,7 +121,7 @@ def as_operator(layer: nn.Module | Tensor, **conv_args: Any) -> Operator:
                 f"{type(part).__name__}.weight is not initialised yet; run one batch through the model first."
             )
     plain = isinstance(layer, nn.Sequential) and type(layer).forward is nn.Sequential.forward
-    if isinstance(layer, nn.Sequential) and plain and len(layer) == 2 and is_batchnorm(layer[1]):
+    if isinstance(layer, nn.Sequential) and plain and len(layer) == 2 and folds(layer[1]):
         return fold_batchnorm(as_operator(layer[0]), layer[1])
     make = _maker(layer)
     if make is None:
@@ -132,8 +137,19 @@ def _unknown(layer: nn.Module) -> str:
         reason = "holds integers with scales instead of a weight; measure its weight().dequantize()"
     if reason is not None:
         return f"{name} {reason}."
-    known = ", ".join(sorted(cls.__name__ for cls in _REGISTRY))
-    return (
-        f"{name} is not a layer spectralnorm knows; expected one of {known}. Register it: decorate a function "
-        f"from the layer to its operator with @spectralnorm.register_operator({name})."
-    )
+    unknown, register = f"{name} is not a layer spectralnorm knows", f"@spectralnorm.register_operator({name})"
+    base = next((cls.__name__ for cls in type(layer).__mro__ if cls in _REGISTRY), None)
+    if base is not None:
+        reason, cure = f": its forward is not that of {base}", f"Register it with {register}"
+    elif isinstance(layer, _CONTAINERS):
+        reason, cure = ", but holds layers", "Use spectralnorm.audit for a model, or measure one of its layers"
+    elif any(part != "parametrizations" for part, _ in layer.named_children()):
+        reason = ", but holds layers"
+        cure = f"Use spectralnorm.audit for a model; register it with {register} if it is one linear map"
+    elif next(layer.parameters(), None) is None and next(layer.buffers(), None) is None:
+        reason, cure = ": it has no weight", f"Leave it out; register it with {register} if it is linear"
+    else:
+        matrix = next((name for name, weight in layer.named_parameters(recurse=False) if weight.ndim == 2), None)
+        part = f", or measure a weight of it, such as layer.{matrix}" if matrix else ""
+        reason, cure = "", f"Decorate a function from the layer to its operator with {register}{part}"
+    return f"{unknown}{reason}; expected {_KNOWN}. {cure}."
