@@ -95,7 +95,7 @@ def test_audit_of_a_nested_state_dict(tmp_path: Path, key: str) -> None:
 def test_audit_of_an_import_string(module: str, name: str) -> None:
     result = run("audit", f"{module}:{name}")
     assert result.exit_code == 0, result.output
-    assert "true norm" in result.stdout
+    assert "True norm" in result.stdout
 
 
 def test_audit_of_a_checkpoint_with_an_imported_architecture(module: str) -> None:

@@ -8,21 +8,15 @@ from typing import Any
 
 import pytest
 import torch
-from rich.console import Console
+from known import batch_norm, blur
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from reference import dense_norm
+from spectralnorm.bound import Bound
 from spectralnorm.measure import spectral_norm
 from spectralnorm.network.audit import Audit, audit
 from spectralnorm.training.models import small_cnn
-
-
-def blur(channels: int = 1, **options: Any) -> nn.Conv2d:
-    """A convolution whose true norm is 1, and whose flattened kernel has norm 1/3."""
-    conv = nn.Conv2d(channels, channels, 3, groups=channels, bias=False, **options)
-    nn.init.constant_(conv.weight, 1 / 9)
-    return conv
 
 
 def by_name(found: Audit) -> dict[str, Any]:
@@ -139,42 +133,24 @@ def test_random_forward_leaves_the_generator() -> None:
     assert torch.equal(torch.random.get_rng_state(), generator)
 
 
-def test_zero_kernel_has_no_ratio() -> None:
-    conv = blur()
-    nn.init.zeros_(conv.weight)
-    found = audit(conv)
-    assert math.isnan(found.rows[0].ratio)
-    assert found.to_dict()["layers"][0]["ratio"] is None
-    assert found.product == 0
-    assert "(model)" in str(found)
-
-
-def test_dictionary_is_strict_json() -> None:
-    found = audit(nn.Sequential(blur(padding=1), nn.LayerNorm(6)), (1, 6, 6)).to_dict()
-    assert json.loads(json.dumps(found, allow_nan=False)) == found
-    assert found["schema"] == "spectralnorm/audit/1"
-    assert found["layers"][0]["norm"].keys() == {"value", "lower", "upper", "method"}
-    assert found["layers"][0]["size"] == [6, 6]
-    assert found["product_of_layer_norms"] == pytest.approx(1, rel=1e-3)
-    assert found["skipped"] == [{"name": "1", "type": "LayerNorm"}]
-
-
-def test_rich_table_fits_80_columns_and_says_the_same() -> None:
-    found = audit(small_cnn((1, 8, 8), 10, width=2, batch_norm=True), (1, 8, 8))
-    console = Console(width=80)
-    with console.capture() as capture:
-        console.print(found)
-    shown = capture.get()
-    assert max(map(len, shown.splitlines())) <= 80
-    for word in ("conv3", "Conv2d", "4x2x3x3", "product of the layers' norms", "BN"):
-        assert word in shown
-        assert word in str(found)
-
-
 def test_progress_counts_the_layers() -> None:
-    calls: list[tuple[int, int]] = []
+    calls: list[tuple[float, int]] = []
     audit(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)), on_layer=lambda *call: calls.append(call))
-    assert calls == [(1, 2), (2, 2)]
+    assert calls == [(0, 2), (1, 2), (2, 2)]
+
+
+def test_progress_of_a_proof_goes_on_within_a_layer() -> None:
+    """A BatchNorm folded in makes two proofs of a layer: of it alone, and of both."""
+    calls: list[tuple[float, int]] = []
+    model = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8), nn.Conv2d(8, 4, 3))
+    audit(model, certified=True, on_layer=lambda *call: calls.append(call))
+    done = [share for share, _ in calls]
+    assert done == sorted(done)
+    assert {total for _, total in calls} == {2}
+    assert (done[0], done[-1]) == (0, 2)
+    assert any(0 < share < 0.5 for share in done)
+    assert any(0.5 < share < 1 for share in done)
+    assert any(1 < share < 2 for share in done)
 
 
 def broken(layer: nn.Linear) -> nn.Linear:
@@ -184,8 +160,18 @@ def broken(layer: nn.Linear) -> nn.Linear:
 
 BAD: list[tuple[Any, Any, type[Exception], str]] = [
     (torch.relu, None, TypeError, "model: got builtin_function_or_method, expected a torch.nn.Module"),
-    (nn.Sequential(), None, ValueError, "without a layer that has an operator .*no weights"),
-    (nn.LayerNorm(3), None, ValueError, "it holds LayerNorm.*register_operator"),
+    (nn.Sequential(), None, ValueError, "model: Sequential has no weight; expected a layer at least, such as"),
+    (nn.ReLU(), None, ValueError, "model: ReLU has no weight; expected a layer at least, such as"),
+    (nn.LayerNorm(3), None, ValueError, "model: LayerNorm divides by statistics"),
+    (nn.LSTM(3, 3), None, ValueError, "model: LSTM is not a layer .*register_operator.*layer.weight_ih_l0"),
+    (
+        nn.Sequential(nn.LayerNorm(3), nn.LSTM(3, 3)),
+        None,
+        ValueError,
+        r"has no layer that spectralnorm knows \(it holds LSTM, LayerNorm\); .*register_operator",
+    ),
+    (nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm1d(2)), None, ValueError, "layer '0': BatchNorm1d follows"),
+    (broken(nn.Linear(3, 2)), None, ValueError, r"layer '\(model\)': .*NaN"),
     (nn.Linear(3, 2), (4,), ValueError, r"input_shape=\(4,\): the model does not run .*RuntimeError: mat1"),
     (nn.Linear(3, 2), 3, ValueError, "input_shape=3 is not a shape"),
     (nn.Linear(3, 2), (), ValueError, r"input_shape=\(\) is not a shape"),
@@ -204,14 +190,6 @@ def test_bad_input(model: Any, shape: Any, error: type[Exception], complaint: st
         assert not any(module._forward_pre_hooks for module in model.modules())
 
 
-def batch_norm(channels: int, **options: Any) -> nn.BatchNorm2d:
-    """With statistics of some training behind it."""
-    norm = nn.BatchNorm2d(channels, **options).eval()
-    if norm.running_var is not None:
-        nn.init.uniform_(norm.running_var, 0.1, 2)
-    return norm
-
-
 def test_a_batchnorm_is_folded_into_the_layer_that_it_alone_reads() -> None:
     """The norm of the one map, not the product of two (deel-torchlip#47)."""
     conv, norm = nn.Conv2d(2, 3, 3, padding=1, bias=False), batch_norm(3)
@@ -220,9 +198,22 @@ def test_a_batchnorm_is_folded_into_the_layer_that_it_alone_reads() -> None:
     assert float(row.norm_at_size) == pytest.approx(dense, rel=1e-3)
     assert row.norm.lower >= dense * (1 - 1e-3)
     assert float(row.norm) < float(spectral_norm(conv)) * float(spectral_norm(norm))
-    assert (row.batchnorm, row.type, math.isnan(row.ratio)) == ("1", "Conv2d + BN", True)
-    assert row.to_dict()["ratio"] is None
-    assert "+ BN" in str(audit(nn.Sequential(conv, norm)))
+    assert (row.batchnorm, row.type) == ("1", "Conv2d + BN")
+
+
+def test_running_out_of_memory_names_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    class ArrayMemoryError(MemoryError):
+        """NumPy's takes more than a message."""
+
+        def __init__(self, shape: tuple[int, ...], dtype: str) -> None:
+            super().__init__(f"unable to allocate {shape} of {dtype}")
+
+    def fail(*_: Any, **__: Any) -> Bound:
+        raise ArrayMemoryError((3, 2), "float64")
+
+    monkeypatch.setattr("spectralnorm.network.audit.spectral_norm", fail)
+    with pytest.raises(MemoryError, match=r"layer '0': unable to allocate \(3, 2\)"):
+        audit(nn.Sequential(nn.Linear(3, 2)))
 
 
 class Branches(nn.Module):

@@ -2,191 +2,28 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from spectralnorm.bound import Bound
+from spectralnorm.estimators import Certified
 from spectralnorm.measure import spectral_norm
+from spectralnorm.network.audit_result import Audit, AuditRow, Skipped
+from spectralnorm.network.audit_table import BATCHNORM
 from spectralnorm.network.graph import batchnorm_pairs
 from spectralnorm.network.probe import check_input_shape, reading, shapes_seen
 from spectralnorm.operators.base import Size
 from spectralnorm.operators.batchnorm import is_batchnorm
 from spectralnorm.operators.registry import as_operator, has_operator
 
-if TYPE_CHECKING:
-    from rich.table import Table
-
 __all__ = ["Audit", "AuditRow", "Skipped", "audit"]
 
-SCHEMA = "spectralnorm/audit/1"
-PRODUCT = "product of the layers' norms"
-LEGEND = (
-    "PyTorch: what torch.nn.utils.parametrizations.spectral_norm divides by, the norm of the flattened kernel. "
-    "True norm: of the layer itself, the supremum over all input sizes."
-)
-
-OnLayer = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class AuditRow:
-    """One layer.
-
-    Attributes:
-        name: as in `model.named_modules()`.
-        type: name of the layer's class, without parametrizations; with "+ BN" where a BatchNorm is folded in.
-        weight_shape: (outputs, inputs) or (c_out, c_in/groups, *k).
-        pytorch: the norm of the flattened kernel, which PyTorch's `spectral_norm` divides by; None for a
-            BatchNorm, which has no kernel.
-        norm: the true, size-free norm.
-        size: the spatial size the layer sees, `()` for a dense layer; of several sizes the one of the largest
-            norm; None when no `input_shape` was given, or the model never called the layer.
-        norm_at_size: the norm at that size.
-        batchnorm: name of the BatchNorm that alone reads the layer's output; then the norms are those of the two
-            as one map, in eval mode.
-    """
-
-    name: str
-    type: str
-    weight_shape: Size
-    pytorch: float | None
-    norm: Bound
-    size: Size | None = None
-    norm_at_size: Bound | None = None
-    batchnorm: str | None = None
-
-    @property
-    def ratio(self) -> float:
-        """The true norm over PyTorch's value; NaN where that is zero, or the norm is not of the kernel alone."""
-        return float(self.norm) / self.pytorch if self.pytorch and self.batchnorm is None else math.nan
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the same as lists, strings, numbers and None, ready for JSON."""
-        return {
-            "name": self.name,
-            "type": self.type,
-            "batchnorm": self.batchnorm,
-            "weight_shape": list(self.weight_shape),
-            "pytorch": self.pytorch,
-            "norm": _bound_to_dict(self.norm),
-            "ratio": None if math.isnan(self.ratio) else self.ratio,
-            "size": None if self.size is None else list(self.size),
-            "norm_at_size": None if self.norm_at_size is None else _bound_to_dict(self.norm_at_size),
-        }
-
-
-@dataclass(frozen=True)
-class Skipped:
-    """A module that holds weights and has no operator, so that its norm is not measured."""
-
-    name: str
-    type: str
-
-
-@dataclass(frozen=True)
-class Audit:
-    """What `audit` found; print it, or show it with rich.
-
-    Attributes:
-        rows: one per layer that has an operator, in the model's order.
-        skipped: the other modules that hold weights.
-        input_shape: shape of one input, as given to `audit`.
-
-    Example:
-        >>> import torch, spectralnorm as sn
-        >>> found = sn.audit(torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3)))
-        >>> [row.name for row in found.rows], [module.name for module in found.skipped]
-        (['0'], ['1'])
-    """
-
-    rows: tuple[AuditRow, ...]
-    skipped: tuple[Skipped, ...] = ()
-    input_shape: Size | None = None
-
-    @property
-    def product(self) -> float:
-        """The product of the layers' size-free norms.
-
-        It is not a Lipschitz bound of the network: it ignores skipped modules, branches, and layers that are
-        called twice, and without `certified` the norms are known from below.
-        """
-        return math.prod(float(row.norm) for row in self.rows)
-
-    @property
-    def certified(self) -> bool:
-        """Whether every size-free norm is proven from both sides."""
-        return all(row.norm.certified for row in self.rows)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the same as dictionaries, lists, strings, numbers and None, ready for JSON."""
-        return {
-            "schema": SCHEMA,
-            "input_shape": None if self.input_shape is None else list(self.input_shape),
-            "certified": self.certified,
-            "layers": [row.to_dict() for row in self.rows],
-            "product_of_layer_norms": self.product,
-            "skipped": [{"name": module.name, "type": module.type} for module in self.skipped],
-        }
-
-    def __str__(self) -> str:
-        lines = [self._header(), *map(self._cells, self.rows)]
-        widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-        table = [
-            "  ".join(
-                cell.ljust(width) if i < 3 else cell.rjust(width)
-                for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-            ).rstrip()
-            for line in lines
-        ]
-        return "\n".join([table[0], "-" * (sum(widths) + 2 * len(widths) - 2), *table[1:], *self._notes()])
-
-    def __rich__(self) -> Table:
-        from rich import box
-        from rich.table import Table
-        from rich.text import Text
-
-        notes = Text("\n".join(self._notes()))
-        table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=notes)
-        table.caption_justify, table.caption_style = "left", ""
-        for i, heading in enumerate(self._header()):
-            table.add_column(heading, justify="left" if i < 3 else "right", overflow="fold", no_wrap=i > 1)
-        for row in self.rows:
-            table.add_row(*map(Text, self._cells(row)))
-        return table
-
-    def _header(self) -> list[str]:
-        at_size = ["input size", "norm at it"] if self.input_shape is not None else []
-        proven = ["at most"] if self.certified else []
-        return ["layer", "type", "weight", "PyTorch", "true norm", *proven, "ratio", *at_size]
-
-    def _cells(self, row: AuditRow) -> list[str]:
-        name = row.name or "(model)"
-        cells = [name, row.type, _times(row.weight_shape)]
-        cells += ["-" if row.pytorch is None else _number(row.pytorch), _number(float(row.norm))]
-        cells += [*([_number(row.norm.upper, up=True)] if self.certified else []), _number(row.ratio)]
-        if self.input_shape is not None:
-            there = row.norm_at_size
-            cells += [_times(row.size or ()), "-" if there is None else _number(float(there))]
-        return cells
-
-    def _notes(self) -> list[str]:
-        notes = [f"{PRODUCT}: {_number(self.product)} (not a Lipschitz bound of the network)", LEGEND]
-        if any(row.batchnorm for row in self.rows):
-            notes.append(
-                "+ BN: with the BatchNorm that alone reads the layer, as the one map they are in eval mode."
-            )
-        if self.certified:
-            notes.append("At most: proven, by a search that excludes every frequency.")
-        if self.skipped:
-            names = ", ".join(f"{module.name or '(model)'} ({module.type})" for module in self.skipped)
-            notes.append(f"Not measured, no operator: {names}.")
-        return notes
+OnLayer = Callable[[float, int], None]
+OnShare = Callable[[float], None]
+NAMED = (TypeError, ValueError, MemoryError)  # errors that say which layer they are of
 
 
 def audit(
@@ -199,15 +36,18 @@ def audit(
     """Measure every layer of a model, as it acts in eval mode; the model is left as it was.
 
     A layer that occurs several times is measured once, under its first name. A layer and the BatchNorm that alone
-    reads its output are measured as the one map they are. The product of the norms is not a Lipschitz bound of
-    the network.
+    reads its output are measured as the one map they are, and the layer alone beside it. The product of the norms
+    is not a Lipschitz bound of the network.
+
+    The model is in eval mode meanwhile: audits in several threads take turns, but no other thread may train it.
 
     Args:
         model: any module; parametrised layers are read through their parametrizations.
         input_shape: one input's shape without batch, such as `(3, 32, 32)`, to measure each layer also at the
             spatial size it sees there; the model is run once on zeros of that shape.
         certified: whether to prove the size-free norms from above too.
-        on_layer: called after each layer with the number of layers done, and their total.
+        on_layer: called at first and after each layer with the number of layers done, and their total; in between
+            with a fraction, where a norm is proven.
 
     Returns:
         The `Audit`.
@@ -216,6 +56,7 @@ def audit(
         TypeError: when `model` is not a module, or a layer's weight has no norm for its dtype.
         ValueError: when no layer has an operator, the model does not run on `input_shape`, or a weight is
             empty or not finite.
+        MemoryError: when a layer is too large for the method.
 
     Example:
         >>> import torch, spectralnorm as sn
@@ -234,16 +75,25 @@ def audit(
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module; wrap it in one")
     shape = None if input_shape is None else check_input_shape(input_shape)
     rows: list[AuditRow] = []
-    with reading(model), torch.no_grad():
+    with reading(model) as modes, torch.no_grad():
         pairs = batchnorm_pairs(model)
         layers, skipped = _layers(model, set(pairs.values()))
         seen = {} if shape is None else shapes_seen(model, layers, shape)
+
+        def report(share: float) -> None:
+            if on_layer is not None:
+                on_layer(len(rows) + share, len(layers))
+
+        report(0)
         for name, layer in layers.items():
             norm = (pairs[name], model.get_submodule(pairs[name])) if name in pairs else None
-            rows.append(_row(name, layer, seen.get(name, []), norm, certified))
-            if on_layer is not None:
-                on_layer(len(rows), len(layers))
-    return Audit(tuple(rows), tuple(skipped), shape)
+            with _naming(name):
+                row = _row(name, layer, seen.get(name, []), norm, report if certified else None)
+            rows.append(row)
+            report(0)
+        norms = [name for row in rows if is_batchnorm(model.get_submodule(name := row.batchnorm or row.name))]
+        training = tuple(name for name in norms if modes[model.get_submodule(name)])
+    return Audit(tuple(rows), tuple(skipped), shape, training)
 
 
 def _layers(model: nn.Module, folded: set[str]) -> tuple[dict[str, nn.Module], list[Skipped]]:
@@ -275,12 +125,24 @@ def _layers(model: nn.Module, folded: set[str]) -> tuple[dict[str, nn.Module], l
         elif module not in inside and _has_weights(module):
             skipped.append(Skipped(name, _type_name(module)))
     if not layers:
-        held = ", ".join(sorted({module.type for module in skipped})) or "no weights"
-        raise ValueError(
-            f"model: got {type(model).__name__} without a layer that has an operator (it holds {held}), expected "
-            "at least one, such as Linear or Conv2d; register your own with spectralnorm.register_operator"
-        )
+        raise ValueError(_nothing_to_measure(model, skipped))
     return layers, skipped
+
+
+def _nothing_to_measure(model: nn.Module, skipped: Sequence[Skipped]) -> str:
+    """Why a model has no row, and what to do."""
+    if [module.name for module in skipped] == [""]:  # a layer by itself
+        try:
+            as_operator(model)
+        except (TypeError, ValueError) as error:
+            return f"model: {error}"
+    held = ", ".join(sorted({module.type for module in skipped}))
+    if not held:
+        return f"model: {_type_name(model)} has no weight; expected a layer at least, such as Linear or Conv2d"
+    return (
+        f"model: {_type_name(model)} has no layer that spectralnorm knows (it holds {held}); expected one at "
+        "least, such as Linear or Conv2d; register your own with spectralnorm.register_operator"
+    )
 
 
 def _has_weights(module: nn.Module) -> bool:
@@ -293,8 +155,22 @@ def _depends_on_batch(module: nn.Module) -> bool:
     return is_batchnorm(module) and module.running_var is None
 
 
+@contextmanager
+def _naming(name: str) -> Iterator[None]:
+    """Say in errors of a layer which one it is."""
+    try:
+        yield
+    except NAMED as error:
+        kind = next(kind for kind in NAMED if isinstance(error, kind))  # those derived take other arguments
+        raise kind(f"layer {name or '(model)'!r}: {error}") from error
+
+
 def _row(
-    name: str, layer: nn.Module, shapes: Sequence[Size], norm: tuple[str, nn.Module] | None, certified: bool
+    name: str,
+    layer: nn.Module,
+    shapes: Sequence[Size],
+    norm: tuple[str, nn.Module] | None,
+    on_share: OnShare | None,
 ) -> AuditRow:
     """Measure a layer, with the BatchNorm behind it where the two are one map.
 
@@ -303,54 +179,39 @@ def _row(
         layer: the layer.
         shapes: of what the model gives it.
         norm: name and module of the BatchNorm, or None.
-        certified: whether to prove the size-free norm.
+        on_share: given where the size-free norms are to be proven: called with the share that is done.
 
     Returns:
         The row.
-
-    Raises:
-        TypeError: when a weight has no norm for its dtype.
-        ValueError: when a weight is empty or not finite.
     """
-    measured = nn.Sequential(layer, norm[1]) if norm else layer
-    try:
-        operator = as_operator(measured)
-        pytorch = None if is_batchnorm(layer) else float(spectral_norm(layer, method="flattened"))
-        free = spectral_norm(measured, certified=certified)
-        sizes = [] if is_batchnorm(layer) else [shape[len(shape) - operator.axes :] for shape in shapes]
-        there = [(spectral_norm(measured, input_shape=size or None), size) for size in dict.fromkeys(sizes)]
-    except (TypeError, ValueError) as error:
-        raise type(error)(f"layer {name!r}: {error}") from error
+    maps = [layer, nn.Sequential(layer, norm[1])] if norm else [layer]
+    operator = as_operator(maps[-1])
+    pytorch = None if is_batchnorm(layer) else float(spectral_norm(layer, method="flattened"))
+    free = []
+    for done, each in enumerate(maps):
+        method = "auto" if on_share is None else Certified(on_progress=_part(on_share, done, len(maps)))
+        free.append(spectral_norm(each, method=method))
+    sizes = [] if is_batchnorm(layer) else [shape[len(shape) - operator.axes :] for shape in shapes]
+    there = [(spectral_norm(maps[-1], input_shape=size or None), size) for size in dict.fromkeys(sizes)]
     bound, size = max(there, key=lambda pair: float(pair[0])) if there else (None, None)
     return AuditRow(
         name=name,
-        type=_type_name(layer) + (" + BN" if norm else ""),
+        type=_type_name(layer) + (BATCHNORM if norm else ""),
         weight_shape=tuple(operator.weight.shape[:1] if is_batchnorm(layer) else operator.weight.shape),
         pytorch=pytorch,
-        norm=free,
+        norm=free[-1],
+        alone=free[0],
+        padding_copies=operator.ceilings(None)[0][1] > 1,
         size=size,
         norm_at_size=bound,
         batchnorm=norm[0] if norm else None,
     )
 
 
-def _bound_to_dict(bound: Bound) -> dict[str, Any]:
-    upper = bound.upper if math.isfinite(bound.upper) else None
-    return {"value": float(bound), "lower": bound.lower, "upper": upper, "method": bound.method}
+def _part(on_share: OnShare, done: int, parts: int) -> OnShare:
+    """Report the share of a part as one of the whole."""
+    return lambda share: on_share((done + share) / parts)
 
 
 def _type_name(module: nn.Module) -> str:
     return parametrize.type_before_parametrizations(module).__name__
-
-
-def _times(shape: Size) -> str:
-    return "x".join(map(str, shape)) or "-"
-
-
-def _number(value: float, *, up: bool = False) -> str:
-    """Three decimals, or scientific; rounded up for an upper bound."""
-    if math.isnan(value):
-        return "-"
-    if value and not 1e-3 <= value < 1e5:
-        return f"{value:.2e}" if not up else f"{value * 1.005:.2e}"
-    return f"{math.ceil(value * 1000) / 1000 if up and math.isfinite(value) else value:.3f}"

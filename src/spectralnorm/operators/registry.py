@@ -141,7 +141,7 @@ def _unknown(layer: nn.Module) -> str:
     base = next((cls.__name__ for cls in type(layer).__mro__ if cls in _REGISTRY), None)
     if base is not None:
         reason, cure = f": its forward is not that of {base}", f"Register it with {register}"
-    elif isinstance(layer, _CONTAINERS):
+    elif type(layer) in _CONTAINERS:
         reason, cure = ", but holds layers", "Use spectralnorm.audit for a model, or measure one of its layers"
     elif any(part != "parametrizations" for part, _ in layer.named_children()):
         reason = ", but holds layers"
