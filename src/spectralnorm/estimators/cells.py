@@ -19,6 +19,8 @@ from torch import Tensor
 
 __all__ = ["Cover", "grid_points"]
 
+_WHOLE = 2**63  # what a 64-bit integer stays below
+
 
 @dataclass(frozen=True)
 class Cover:
@@ -53,28 +55,41 @@ class Cover:
             [2 * math.pi / n if n else 0.0 for n in self.counts], dtype=torch.float64, device="cpu"
         )
 
+    @cached_property
+    def diamond(self) -> list[int]:
+        """The two axes, if there are two, along which a cell is a diamond; along the others it is an interval."""
+        return self.axes[:2] if len(self.axes) > 1 else []
+
     @property
     def angle(self) -> float:
         """sum_a d_a |delta_a| at the farthest point of a cell, rounded up."""
-        reach = [d * float(h) for d, h in zip(self.degrees, self.half_widths, strict=True) if d]
-        diamond = max(reach[:2]) if len(reach) > 1 else sum(reach[:1])
-        return (diamond + sum(reach[2:])) * (1 + 1e-12) + 1e-14
+        reach = torch.tensor(self.degrees, dtype=torch.float64, device="cpu") @ self.corners.abs().T
+        return float(reach.max()) * (1 + 1e-12)
 
-    def spans(self, lags: Tensor) -> Tensor:
-        """The largest |delta . q| in a cell for each lag q (H, axes): (H,), rounded up."""
-        reach = (lags.abs().cpu() * self.half_widths)[:, self.axes]
-        diamond = reach[:, :2].amax(1) if len(self.axes) else reach.sum(1)
-        return (diamond + reach[:, 2:].sum(1)) * (1 + 1e-12) + 1e-14
+    @cached_property
+    def corners(self) -> Tensor:
+        """(corners, axes) of a cell around its centre, one of each pair; outwards by more than a centre rounds."""
+        outer = (self.half_widths * (1 + 1e-12) + 1e-14).tolist()
+        intervals = [axis for axis in self.axes if axis not in self.diamond]
+        tips = [{axis: outer[axis]} for axis in self.diamond] or [{}]
+        signs = itertools.product((1, -1), repeat=len(intervals))
+        ends = [{axis: sign * outer[axis] for axis, sign in zip(intervals, s, strict=True)} for s in signs]
+        rows = [[(tip | end).get(axis, 0.0) for axis in range(len(outer))] for tip in tips for end in ends]
+        return torch.tensor(rows, dtype=torch.float64, device="cpu").reshape(len(rows), len(outer))
+
+    @property
+    def size(self) -> int:
+        """How many cells there are, nearly, without listing them."""
+        full = math.prod(n for n in self.counts if n)
+        return max(1, full >> max(2, len(self.axes)))
 
     def cells(self) -> Tensor:
         """Every cell, one of each pair c, -c: (cells, axes) integers."""
-        diamond, intervals = self.axes[:2] if len(self.axes) > 1 else [], self.axes[2:] or self.axes[:1]
-        steps = dict.fromkeys(intervals, 2) | dict.fromkeys(diamond, 1)
-        ranges = [range(0, n, steps[axis]) if n else range(1) for axis, n in enumerate(self.counts)]
-        cells = _rows(itertools.product(*ranges), len(ranges))
-        if diamond:  # like the white squares of a chessboard
-            cells = cells[cells[:, diamond].sum(1) % 2 == 0]
-        return cells[self._distinct(cells, torch.zeros(len(cells), dtype=torch.long))]
+        steps = [1 if axis in self.diamond else 2 for axis in range(len(self.counts))]
+        cells = _products([range(0, max(1, n), step) for n, step in zip(self.counts, steps, strict=True)])
+        if self.diamond:  # like the white squares of a chessboard
+            cells = cells[cells[:, self.diamond].sum(1) % 2 == 0]
+        return cells[self._distinct(cells, torch.zeros(len(cells), dtype=torch.long, device="cpu"))]
 
     def finer(self) -> Cover:
         """Cells of half the size."""
@@ -109,17 +124,17 @@ class Cover:
 
 def grid_points(points: tuple[int, ...]) -> Tensor:
     """The points 2 pi j / points of a finite grid, one of each pair w, -w: (m, axes) integers j."""
-    every = _rows(itertools.product(*map(range, points)), len(points))
+    every = _products([range(n) for n in points])
     period = _rows([points], len(points))[0]
-    return every[one_of_pairs(every, period, torch.zeros(len(every), dtype=torch.long))]
+    return every[one_of_pairs(every, period, torch.zeros(len(every), dtype=torch.long, device="cpu"))]
 
 
 def one_of_pairs(cells: Tensor, period: Tensor, group: Tensor) -> Tensor:
     """Indices of one of each pair c, -c modulo the period, in each group."""
-    here, there = (_flat(sign * cells % period, period, group) for sign in (1, -1))
-    pairs, place = torch.minimum(here, there).unique(return_inverse=True)
+    both = _numbered(torch.cat([cells, -cells]) % period, period, group.repeat(2))
+    pairs, place = torch.minimum(*both.chunk(2)).unique(return_inverse=True)
     index = torch.arange(len(cells), device="cpu")
-    return torch.full((len(pairs),), len(cells)).scatter_reduce_(0, place, index, "amin")
+    return torch.full((len(pairs),), len(cells), device="cpu").scatter_reduce_(0, place, index, "amin")
 
 
 def _rows(rows: Iterable[Sequence[int]], width: int) -> Tensor:
@@ -128,9 +143,34 @@ def _rows(rows: Iterable[Sequence[int]], width: int) -> Tensor:
     return torch.tensor(every, dtype=torch.long, device="cpu").reshape(len(every), width)
 
 
-def _flat(cells: Tensor, period: Tensor, group: Tensor) -> Tensor:
-    """One number for each cell, of its coordinates in [0, period) and its group."""
-    flat = group
+def _products(ranges: Sequence[range]) -> Tensor:
+    """As `itertools.product`, without a Python object for each row."""
+    if not ranges:
+        return torch.zeros(1, 0, dtype=torch.long, device="cpu")
+    axes = [torch.arange(r.start, r.stop, r.step, device="cpu") for r in ranges]
+    return torch.cartesian_prod(*axes).reshape(-1, len(ranges))
+
+
+def _numbered(cells: Tensor, period: Tensor, group: Tensor) -> Tensor:
+    """One number for each cell, of its coordinates in [0, period) and its group.
+
+    Two cells must never share one, or one of them would count as excluded untested.
+
+    Returns:
+        The numbers, int64.
+
+    Raises:
+        OverflowError: for cells so small that their numbers do not fit in 64 bits.
+    """
+    flat, most = group, 1 + int(group.max()) if len(group) else 1
     for axis, n in enumerate(period.tolist()):
-        flat = flat * n + cells[:, axis]
+        if most * n >= _WHOLE:  # number afresh those there are
+            distinct, flat = flat.unique(return_inverse=True)
+            most = len(distinct)
+        if most * n >= _WHOLE:
+            raise OverflowError(
+                f"certified: {most} cells of 1/{n} of a turn cannot be told apart by 64-bit numbers. Ask for a "
+                "larger rtol, or give Certified a smaller max_cells."
+            )
+        flat, most = flat * n + cells[:, axis], most * n
     return flat

@@ -49,8 +49,14 @@ class Certified(Estimator):
 
     Where `torch.distributed` is initialised, its processes share the work; all must call, with the same weight.
 
+    Time grows with the number of tests, each O(n^3) for n channels: on one thread 0.1, 0.3, 1.4 and 6 seconds per
+    1,000 of them for 64, 128, 256 and 512 channels. A 3x3 kernel takes some hundreds; large kernels, three spatial
+    axes, and small tolerances where the norm is nearly the same at many frequencies take thousands. `on_progress`
+    tells how far they are, and `max_cells` ends them early.
+
     Attributes:
-        max_cells: frequencies tested at most before the interval is widened, with a warning.
+        max_cells: frequencies tested before the interval is widened, with a warning: from then on the gap between
+            its ends doubles until it is proven, which takes some tests more, twice as many at the most or so.
         distributed: whether processes share the work; False where one of them calls alone.
         on_progress: called with the share of the frequencies excluded so far, from 0 to 1.
         seed: of the tracks.
@@ -152,7 +158,7 @@ class _Proof:
         claim = self._claim()
         claim.prove(self.options.max_cells)
         found = self._found(claim)
-        if self.search.tests > self.options.max_cells:
+        if claim.widened:
             warnings.warn(
                 f"certified: max_cells={self.options.max_cells} tests do not suffice for rtol={self.rtol:g}; the "
                 f"interval [{found.lower:.6g}, {found.upper:.6g}] is proven, but wider than asked.",
@@ -169,12 +175,15 @@ class _Proof:
         groups = self.search.open_groups(claim.bound)
         if not len(groups):
             return self._found(claim)
-        if points > _FEW_POINTS and 4 * len(self.search.start(groups, claim.bound).cells()) < points:
+        tests = points * len(groups)
+        cover = self.search.start(groups, claim.bound, tests) if points > _FEW_POINTS else None
+        if cover is not None and 4 * cover.size < points:
             torus = _Proof(self.options, self.symbol, None, self.rtol)
             torus.search = self.search
-            upper = torus.everywhere().upper / self.scale
-            if upper <= claim.bound:
-                claim.bound = max(upper, claim.lower)
+            everywhere = torus._claim()
+            everywhere.prove(tests, cover)  # after so many tests, the points themselves had been cheaper
+            if everywhere.bound <= claim.bound:
+                claim.bound = max(everywhere.bound, claim.lower)
                 return self._found(claim)
         claim.prove_points(self.grid)
         return self._found(claim)

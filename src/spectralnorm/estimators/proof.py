@@ -8,14 +8,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from spectralnorm.estimators.cells import grid_points
+from spectralnorm.estimators.cells import Cover, grid_points
 from spectralnorm.estimators.search import Places, Search
 from spectralnorm.operators.base import Size
 
 __all__ = ["Claim", "Climb"]
 
 Climb = Callable[[Places, Tensor], float]  # places and frequencies where s is high -> a lower bound of the norm
-_FINEST = 1.02  # the bound grows so when cells may not be cut any finer
+_FEW = 8  # places that tell whether most of them would pass
+_CUT = 16  # when the tests are spent, up to this part of them is still cut: at most into as many as half of them
 
 
 class Claim:
@@ -30,31 +31,52 @@ class Claim:
 
     def __init__(self, search: Search, lower: float, rtol: float, climb: Climb) -> None:
         self.search, self.rtol, self.climb = search, rtol, climb
-        self.lower, self.bound, self.steps = 0.0, 0.0, 1
+        self.lower, self.bound, self.steps, self.widened = 0.0, 0.0, 1, False
         self._raise(lower)
 
-    def prove(self, max_tests: int) -> None:
+    def prove(self, max_tests: int, cover: Cover | None = None) -> None:
         """Exclude every cell of the torus, cutting those that are left into smaller ones.
 
+        Once so many tests are spent, the gap between the ends doubles until all cells pass; they are still cut
+        where few are left. So an interval that could not be as narrow as asked is as narrow as the tests allow,
+        and not much wider than one of a larger tolerance that they would have sufficed for.
+
         Args:
-            max_tests: after so many tests nothing is cut any finer: the bound is raised until all cells pass.
+            max_tests: the tests after which the interval is widened.
+            cover: to start from; None to look for one.
         """
         search = self.search
         groups = search.open_groups(self.bound)
         if not len(groups):
             return
-        cover = search.start(groups, self.bound)
+        cover = cover or search.start(groups, self.bound, max_tests)
         places = Places.everywhere(groups, cover.cells())
         search.share = 1 / len(places)
-        while len(places):
+        while True:
             squares = lambda bound, cover=cover: search.squares(bound, cover)  # noqa: E731
             places = self._left(places, cover.frequencies(places.cell), squares)
-            if search.tests > max_tests:
-                self.bound *= _FINEST
+            if not len(places):
+                return
+            if search.tests > max_tests and self._widen(places, cover, max_tests):
                 continue
             before = len(places)
             places, cover = Places(*cover.children(places.group, places.cell)), cover.finer()
             search.levels, search.share = search.levels + 1, search.share * before / max(1, len(places))
+
+    def _widen(self, places: Places, cover: Cover, max_tests: int) -> bool:
+        """Double the gap between the ends: once, or where too many places are left to cut until most would pass.
+
+        Returns:
+            Whether there are too many to cut.
+        """
+        self.widened = True
+        many = len(places) > max_tests // _CUT or self.search.tests > 2 * max_tests
+        few = places.take(torch.linspace(0, len(places) - 1, min(_FEW, len(places)), device="cpu").long())
+        w, passed = cover.frequencies(few.cell), False
+        while not passed:
+            self.bound += self.bound - self.lower
+            passed = not many or bool(self.search.below(few, w, self.search.squares(self.bound, cover)).all())
+        return many
 
     def prove_points(self, points: Size) -> None:
         """Test every point of a finite grid.
@@ -66,11 +88,11 @@ class Claim:
             ArithmeticError: when a point neither passes nor raises the lower bound; `_raise` rules that out.
         """
         cells = grid_points(points)
-        groups = torch.arange(len(self.search.polynomial.rounding))
+        groups = torch.arange(len(self.search.polynomial.rounding), device="cpu")
         places = Places.everywhere(groups, cells)
         self.search.share = 1 / len(places)
         # in float64 from the start: a float times integers would be float32
-        w = 2 * math.pi * places.cell.double() / torch.tensor(points, dtype=torch.float64)
+        w = 2 * math.pi * places.cell.double() / torch.tensor(points, dtype=torch.float64, device="cpu")
         if len(self._left(places, w, self.search.flat_squares)):  # the margins of `_raise` leave none
             raise ArithmeticError("certified: rounding left a frequency undecided; please report this weight.")
 
@@ -92,7 +114,9 @@ class Claim:
 
     def _raise(self, lower: float) -> None:
         """Take up a new lower bound; if it is none, rounding is all that is left, and the bound grows by that."""
-        slack = float(self.search.slack(torch.tensor(max(lower, self.bound) ** 2, dtype=torch.float64)).max())
+        slack = float(
+            self.search.slack(torch.tensor(max(lower, self.bound) ** 2, dtype=torch.float64, device="cpu")).max()
+        )
         if lower <= self.lower:
             self.steps += 1
             self.bound = math.sqrt(self.bound**2 + 2**self.steps * slack)

@@ -6,8 +6,14 @@ Schaeffer for half-integer degrees; `MATHS.md`, section 3). A cell that reaches 
 no such w* if s(c) < B cos(t). That says nothing of a finite grid, whose largest s may lie below S: its points are
 tested at B, each for itself.
 
-A second test costs nothing more: within a cell, G moves by at most sum_q ||T_q|| |exp(-i delta . q) - 1|, so that
-s(c)^2 < B^2 minus that proves the whole cell. It excludes flat kernels, orthogonal ones above all, at once.
+A second threshold costs nothing more. Let x* be the top eigenvector of G(w*). G is Hermitian and at most S^2
+everywhere, so that x*^H G(w) x* has its maximum S^2 at w*: its slope vanishes there, and its second derivative
+along delta is at most 2 sum_{q > 0} (q . delta)^2 ||T_q||. Hence
+
+    s(w* + delta)^2 >= S^2 - sum_{q > 0} (q . delta)^2 ||T_q||,
+
+and a cell whose centre lies below B^2 minus the most that this sum reaches in the cell (at a corner: it is convex)
+holds no such w* either. Cells of nearly flat kernels, orthogonal ones above all, are many times as wide by that.
 """
 
 from __future__ import annotations
@@ -54,7 +60,7 @@ class Places:
     @classmethod
     def everywhere(cls, groups: Tensor, cells: Tensor) -> Places:
         """Every cell in every one of these groups."""
-        each = torch.arange(len(cells)).repeat(len(groups))
+        each = torch.arange(len(cells), device="cpu").repeat(len(groups))
         return cls(groups.repeat_interleave(len(cells)), cells[each])
 
 
@@ -94,7 +100,7 @@ class Search:
             (m,) bool; False proves nothing, but that s(w)^2 is at least the square less twice `slack`.
         """
         shifts = squares - self.slack(squares)
-        passed = torch.zeros(len(places), dtype=torch.bool)
+        passed = torch.zeros(len(places), dtype=torch.bool, device="cpu")
         mine = self.sharing.mine(len(places))
         passed[mine] = self._tested(places.group[mine], w[mine], shifts)
         self.tests += len(places)
@@ -114,7 +120,7 @@ class Search:
             passed = torch.cat([*values, w.new_zeros(0)]) < shifts[group]
             self._report(int(passed.sum()))
             return passed
-        passed = torch.zeros(len(group), dtype=torch.bool)
+        passed = torch.zeros(len(group), dtype=torch.bool, device="cpu")
         for g in group.unique().tolist():
             if shifts[g] > 0:
                 index = (group == g).nonzero()[:, 0]
@@ -131,32 +137,44 @@ class Search:
 
     def flat_squares(self, bound: float) -> Tensor:
         """(g,) squared thresholds of single frequencies."""
-        return torch.full((len(self.polynomial.rounding),), bound**2 * _DOWN, dtype=torch.float64)
+        return torch.full_like(self.polynomial.rounding, bound**2 * _DOWN, device="cpu")
 
     def squares(self, bound: float, cover: Cover) -> Tensor:
         """(g,) squared thresholds under which a cell's centre excludes the cell."""
         far = (bound * math.cos(cover.angle)) ** 2 if cover.angle < math.pi / 2 else 0.0
-        spans = cover.spans(self.polynomial.lags)
-        moves = 2 * self.polynomial.norms[:, 1:].cpu() @ spans.clamp(max=2.0)  # |exp(-ix) - 1| <= min(|x|, 2)
-        near = bound**2 - moves * (1 + 1e-12) - 4 * self.polynomial.rounding.cpu()
-        return torch.maximum(near, torch.tensor(far, dtype=torch.float64)) * _DOWN
+        bends = (self.polynomial.lags.cpu() @ cover.corners.T).square()  # (H, corners)
+        falls = (self.polynomial.norms[:, 1:].cpu() @ bends).amax(1)
+        # the rounding of the T_q, of which a cell of `_ANGLES` sees less than three times
+        near = bound**2 - falls * (1 + 1e-12) - 4 * self.polynomial.rounding.cpu()
+        return near.clamp_min(far) * _DOWN
 
     def open_groups(self, bound: float) -> Tensor:
         """The groups that the norms of the T_q alone do not already hold below the bound."""
-        sums = self.polynomial.norms.cpu() @ torch.tensor([1.0] + [2.0] * len(self.polynomial.lags)).double()
-        sums = sums * (1 + 1e-12) + 2 * self.polynomial.rounding.cpu()
+        norms = self.polynomial.norms.cpu()
+        sums = (norms[:, 0] + 2 * norms[:, 1:].sum(1)) * (1 + 1e-12) + 2 * self.polynomial.rounding.cpu()
         return (sums > bound**2 * _DOWN).nonzero()[:, 0]
 
-    def start(self, groups: Tensor, bound: float) -> Cover:
-        """The cover to start from: the coarsest whose cells mostly pass, judged from a few random frequencies."""
-        covers = [Cover.of_angle(self.degrees, angle) for angle in _ANGLES]
+    def start(self, groups: Tensor, bound: float, most: int) -> Cover:
+        """The cover to start from: the coarsest whose cells mostly pass, judged from a few random frequencies.
+
+        Args:
+            groups: in which all cells are to be tested.
+            bound: on the norm.
+            most: cells in all of the groups, at most; but never fewer than the coarsest cover has.
+
+        Returns:
+            The cover.
+        """
+        coarsest, *rest = (Cover.of_angle(self.degrees, angle) for angle in _ANGLES)
+        covers = [coarsest, *(cover for cover in rest if cover.size * len(groups) <= most)]
         generator = torch.Generator("cpu").manual_seed(0)
         count = _PROBES if any(self.degrees) else 0
-        group = groups[torch.randint(len(groups), (count,), generator=generator)]
-        probes = Places(group, torch.zeros(count, len(self.degrees), dtype=torch.long))
-        w = 2 * math.pi * torch.rand(count, len(self.degrees), generator=generator, dtype=torch.float64)
+        group = groups[torch.randint(len(groups), (count,), generator=generator, device="cpu")]
+        probes = Places(group, torch.zeros(count, len(self.degrees), dtype=torch.long, device="cpu"))
+        turns = torch.rand(count, len(self.degrees), generator=generator, dtype=torch.float64, device="cpu")
+        w = 2 * math.pi * turns
         low, high = 0, len(covers) - 1 if count else 0
-        passing, failing = torch.full((count,), high), torch.full((count,), -1)  # the finest known to do so
+        passing, failing = torch.full_like(group, high), torch.full_like(group, -1)  # the finest known to do so
         while low < high:
             middle = (low + high) // 2
             unknown = ((passing > middle) & (failing < middle)).nonzero()[:, 0]

@@ -34,7 +34,7 @@ class Sharing:
 
     def mine(self, count: int) -> Tensor:
         """Indices of this process's part of so many tests."""
-        return torch.arange(self.rank, count, self.processes)
+        return torch.arange(self.rank, count, self.processes, device="cpu")
 
     def merged(self, passed: Tensor) -> Tensor:
         """What has passed in any process, from what has passed in each."""

@@ -60,14 +60,14 @@ class GramPolynomial:
     def negative(self, group: int, w: Tensor) -> Iterator[Tensor]:
         """-G(w) of one group at w (m, axes), panel by panel: each (m, rows, width), complex where it varies."""
         cos, sin = (w @ self.lags.T).cos(), (w @ self.lags.T).sin()
-        widths = torch.arange(self.side).split(PANEL)
-        for columns, constant, even, odd in zip(widths, self.constant, self.even, self.odd, strict=True):
+        starts = range(0, self.side, PANEL)
+        for start, constant, even, odd in zip(starts, self.constant, self.even, self.odd, strict=True):
             if len(self.lags):
                 real = torch.addmm(constant[group], cos, even[group], beta=-1, alpha=-1)
                 panel = torch.complex(real, sin @ odd[group])
             else:
                 panel = -constant[group].expand(len(w), -1)
-            yield panel.unflatten(1, (-1, len(columns)))
+            yield panel.unflatten(1, (-1, min(PANEL, self.side - start)))
 
     def scalars(self, group: Tensor, w: Tensor) -> Tensor:
         """G(w) where its side is 1, of group (m,) at w (m, axes): (m,)."""
@@ -81,11 +81,42 @@ def _panels(matrices: Tensor) -> tuple[Tensor, ...]:
     return tuple(matrices[..., start:, start : start + PANEL].flatten(-2).contiguous() for start in starts)
 
 
-def _norm_bound(matrices: Tensor) -> Tensor:
-    """Bound on the spectral norm of each matrix: Frobenius, or sqrt of row sums times column sums."""
-    size = matrices.abs()
-    mixed = (size.sum(-1).amax(-1) * size.sum(-2).amax(-1)).sqrt()
-    return torch.minimum(mixed, torch.linalg.vector_norm(matrices, dim=(-2, -1))) * _ABOUT
+def _norm_bounds(constant: Tensor, positive: Tensor) -> Tensor:
+    """Bounds (g, 1 + H) on the spectral norms of the T_q (g, n, n) and (g, H, n, n).
+
+    Frobenius norms, or sqrt of row sums times column sums; those of the T_q beside T_0 are made sharper where they
+    are small against it, which is where `search.py` gains by that.
+
+    Returns:
+        The bounds.
+    """
+    around, middle = (torch.linalg.vector_norm(t, dim=(-2, -1)) for t in (positive, constant))
+    if positive.numel() and (around.sum(1) < middle).any():
+        around = torch.minimum(around, _schatten(positive))
+    norms = torch.cat([middle[:, None], around], 1)
+    sizes = [t.abs() for t in (constant[:, None], positive)]
+    mixed = torch.cat([(s.sum(-1).amax(-1) * s.sum(-2).amax(-1)).sqrt() for s in sizes], 1)
+    return torch.minimum(mixed, norms) * _ABOUT
+
+
+def _schatten(matrices: Tensor) -> Tensor:
+    """||A||_2 <= ||(A^T A)^4||_F^(1/8), of each matrix: at most n^(1/16) too much, and a little for rounding.
+
+    Each product is divided by its Frobenius norm; computed, that is wrong by n^(3/2) u at most, relatively, which
+    `_ABOUT` outweighs for every n that can be held.
+
+    Returns:
+        The bounds.
+    """
+    scales = []
+    for _ in range(3):
+        scales.append(torch.linalg.vector_norm(matrices, dim=(-2, -1)).clamp_min(1e-300))  # zero stays zero
+        unit = matrices / scales[-1][..., None, None]
+        matrices = unit.mT @ unit
+    bound: Tensor = torch.linalg.vector_norm(matrices, dim=(-2, -1))
+    for scale in reversed(scales):
+        bound = scale * bound.sqrt()
+    return bound
 
 
 def gram_polynomial(symbol: Symbol) -> GramPolynomial:
@@ -124,7 +155,7 @@ def gram_polynomial(symbol: Symbol) -> GramPolynomial:
         even=_panels(positive + positive.mT),
         odd=_panels(positive - positive.mT),
         lags=_lag_vectors(extents).to(blocks)[middle + 1 :],
-        norms=torch.cat([_norm_bound(constant)[:, None], _norm_bound(positive)], 1),
+        norms=_norm_bounds(constant, positive),
         rounding=(formed + evaluated) * (_ROUNDOFF * _ABOUT),
     )
 
