@@ -30,6 +30,7 @@ ROWS = (  # a file imports only from rows above its own, or from its own folder
     "report",
     "commands",
     "cli",
+    "__main__",
 )
 SHARED_BY_ESTIMATORS = {
     *("base", "rounding", "grids", "above", "memory"),

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import math
+import pickle
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -28,6 +31,38 @@ def test_repr_reads_as_a_sentence() -> None:
     assert repr(bound()) == "Bound(2, norm in [2, 2.5], method='tracked')"
     assert repr(bound(upper=math.inf)) == "Bound(2, norm in [2, inf], method='tracked')"
     assert "1.23457" in repr(bound(value=1.23456789))
+
+
+def test_a_format_is_of_the_value() -> None:
+    assert f"{bound(value=1.23456789):.3f}" == "1.235"
+    assert f"{bound():>6.1e}|" == "2.0e+00|"
+    assert f"{bound()}" == str(bound()) == repr(bound())
+
+
+@pytest.mark.parametrize(
+    "again", [copy.deepcopy, lambda b: pickle.loads(pickle.dumps(b))], ids=["deepcopy", "pickle"]
+)
+@pytest.mark.parametrize("method", ["tracked", "exact", "certified", "gram", "flattened_bound", "separated"])
+def test_copies_hold_the_value_without_its_graph(again: Callable[[sn.Bound], sn.Bound], method: str) -> None:
+    original = sn.spectral_norm(nn.Conv2d(2, 2, 3), method=method, rtol=0.1)
+    assert original.value.grad_fn is not None
+    same = again(original)
+    assert type(same) is sn.Bound
+    assert not same.value.requires_grad
+    assert float(same) == float(original)
+    assert same.value.data_ptr() != original.value.data_ptr()
+    assert (same.lower, same.upper, same.method) == (original.lower, original.upper, original.method)
+    assert repr(same) == repr(original)
+    assert same.stats.keys() == original.stats.keys()
+    original.value.backward()  # whose graph is still there
+
+
+def test_a_shallow_copy_keeps_the_graph() -> None:
+    original = sn.spectral_norm(nn.Linear(2, 2))
+    same = copy.copy(original)
+    assert same is not original
+    assert same.value is original.value
+    assert same.stats is original.stats
 
 
 @pytest.mark.parametrize(

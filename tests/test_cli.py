@@ -7,15 +7,18 @@ import re
 import subprocess
 import sys
 from collections.abc import Iterator
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from rich.progress import Progress
 from torch import nn
 from torch.nn.utils import parametrizations
 from typer.testing import CliRunner, Result
 
+import spectralnorm
 from spectralnorm import cli
 from spectralnorm.commands import demo
 from spectralnorm.commands.app import app
@@ -51,7 +54,11 @@ def module(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
     """The name of a module in the current folder."""
     source = """
 from torch import nn
-model = nn.Sequential(nn.Linear(3, 2))
+model = nn.Sequential(nn.Conv2d(3, 3, 3), nn.Conv2d(3, 2, 3))
+def huge():
+    layers = [nn.Linear(1, 1) for _ in range(9)]
+    for layer in layers: nn.init.constant_(layer.weight, 1e37)
+    return nn.Sequential(*layers)
 def factory(): return nn.Linear(3, 2)
 def tiny(): return nn.Sequential(nn.Conv2d(1, 1, 3))
 def sized(size): return nn.Linear(size, 2)
@@ -209,6 +216,44 @@ def test_model_that_does_not_run_on_the_shape(module: str) -> None:
     assert "input_shape=(4,): the model does not run" in said
 
 
+def test_the_table_is_not_lost_where_the_file_cannot_be_written(module: str) -> None:
+    Path("audit.json").mkdir()
+    result = run("audit", f"{module}:model", "--json", "audit.json")
+    assert result.exit_code == 2
+    assert "True norm" in result.stdout
+    assert result.stderr.count("\n") == 1
+    assert "audit.json: cannot write it" in result.stderr
+
+
+def test_a_product_that_overflows_is_null_in_the_file(module: str) -> None:
+    result = run("audit", f"{module}:huge", "--json", "audit.json")
+    assert result.exit_code == 0, result.output
+    assert "product of the layers' norms: inf" in result.stdout
+    assert json.loads(Path("audit.json").read_text())["product_of_layer_norms"] is None
+
+
+@pytest.mark.parametrize("certified", [False, True])
+def test_progress_on_a_terminal(module: str, certified: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Loading, every layer, and how far a proof has come."""
+    monkeypatch.setenv("FORCE_COLOR", "1")  # rich takes the test's stream for a terminal
+    monkeypatch.setenv("COLUMNS", "120")
+    said: list[tuple[str, float]] = []
+    update = Progress.update
+
+    def spy(bar: Progress, *args: Any, **told: Any) -> None:
+        said.append((told["description"], told["completed"]))
+        update(bar, *args, **told)
+
+    monkeypatch.setattr(Progress, "update", spy)
+    result = run("audit", f"{module}:model", *(["--certified"] if certified else []))
+    assert result.exit_code == 0, result.output
+    assert said[0] == ("loading the model", 0)
+    assert said[1] == ("measuring layer 1 of 2", 0)
+    assert said[-1] == ("measuring layer 2 of 2", 1)
+    assert any(0 < share < 0.5 for _, share in said) is certified
+    assert "measuring layer 2 of 2" in result.stderr
+
+
 def test_json_in_an_impossible_folder(module: str) -> None:
     Path("file").touch()
     assert "expected a folder to write to" in complaint("audit", f"{module}:model", "--json", "file/audit.json")
@@ -290,6 +335,19 @@ def test_wrong_usage(arguments: list[str]) -> None:
 
 
 # -- the entry point ----------------------------------------------------------------------------------
+
+
+def test_version() -> None:
+    result = run("--version")
+    assert result.exit_code == 0
+    assert result.stdout == f"spectralnorm {spectralnorm.__version__}\n"
+    assert version("spectralnorm") == spectralnorm.__version__
+
+
+def test_python_with_the_name_of_the_package() -> None:
+    asked = [sys.executable, "-m", "spectralnorm", "--version"]
+    done = subprocess.run(asked, capture_output=True, text=True, check=True)
+    assert done.stdout == f"spectralnorm {spectralnorm.__version__}\n"
 
 
 @pytest.mark.parametrize("name", ["typer", "rich"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +15,9 @@ __all__ = ["Bound"]
 @dataclass(frozen=True, eq=False)
 class Bound:
     """A spectral norm and what is guaranteed about it.
+
+    `float(bound)` and formats such as `f"{bound:.3f}"` are of the value. Copies by `copy.deepcopy` and `pickle`
+    hold the value without its autograd graph, which can be neither copied nor saved; `copy.copy` keeps it.
 
     Attributes:
         value: 0-dim tensor, the estimate; differentiable with respect to the weight.
@@ -45,6 +48,15 @@ class Bound:
 
     def __float__(self) -> float:
         return float(self.value.detach())
+
+    def __format__(self, spec: str) -> str:
+        return format(float(self), spec) if spec else str(self)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "value": self.value.detach()}
+
+    def __copy__(self) -> Bound:
+        return replace(self)
 
     def __repr__(self) -> str:
         interval = f"[{self.lower:.6g}, {self.upper:.6g}]"

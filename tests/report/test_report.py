@@ -107,6 +107,16 @@ def test_summary_says_so_when_another_method_is_best() -> None:
     assert "The highest is plain, 37.5 points above" in " ".join(demo_summary(plain_wins))
 
 
+def test_norms_that_json_has_no_number_for_are_infinite() -> None:
+    large = result()
+    large["methods"][0]["audit"] = {"layers": [{"norm": {"value": None}}], "product_of_layer_norms": None}
+    console = Console(width=120)
+    with console.capture() as capture:
+        console.print(demo_table(large))
+    assert "plain inf inf 97.5" in " ".join(capture.get().split())
+    assert "untouched, inf." in demo_summary(large)[0]
+
+
 def test_plot_is_a_png() -> None:
     picture = robust_accuracy_plot(result())
     assert picture[:8] == b"\x89PNG\r\n\x1a\n"

@@ -6,6 +6,7 @@ import json
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +14,7 @@ import typer
 from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
+from spectralnorm import __version__
 from spectralnorm.commands import demo as demonstration
 from spectralnorm.commands.target import load_target
 from spectralnorm.network.audit import audit as audit_model
@@ -28,8 +30,18 @@ app = typer.Typer(
 )
 
 
+def _version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"spectralnorm {__version__}")
+        raise typer.Exit
+
+
 @app.callback()
-def spectralnorm() -> None:
+def spectralnorm(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
     """True spectral norms of neural-network layers: measure them, train with them held down."""
 
 
@@ -81,17 +93,14 @@ def audit(
         shape = None if input_shape is None else parse_shape(input_shape)
         if json_file is not None:
             check_folder(json_file.parent)
-        model = load_target(target, arch, shape)
         with progress() as on_progress:
-            found = audit_model(
-                model,
-                shape,
-                certified=certified,
-                on_layer=lambda done, total: on_progress("measuring layers", done / total),
-            )
-        if json_file is not None:
+            on_progress("loading the model", 0.0)
+            model = load_target(target, arch, shape)
+            found = audit_model(model, shape, certified=certified, on_layer=partial(_layer_done, on_progress))
+    show(found)  # before the file is written: the results are not lost where that fails
+    if json_file is not None:
+        with bad_input():
             write_json(json_file, found.to_dict())
-    show(found)
 
 
 @contextmanager
@@ -113,9 +122,16 @@ def progress(*, lines: bool = False) -> Iterator[demonstration.OnProgress]:
         yield lambda stage, _: _announce(stage, seen)
         return
     columns = (TextColumn("{task.description}"), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=console, transient=True) as bar:
+    # what the user's code prints goes above the bar on a terminal, and stays in the pipe elsewhere
+    redirect = sys.stdout.isatty()
+    with Progress(*columns, console=console, transient=True, redirect_stdout=redirect) as bar:
         task = bar.add_task("starting", total=1.0)
         yield lambda stage, share: bar.update(task, description=stage, completed=share)
+
+
+def _layer_done(on_progress: demonstration.OnProgress, done: float, total: int) -> None:
+    """Report which layer is being measured, and the share that is done."""
+    on_progress(f"measuring layer {min(int(done) + 1, total)} of {total}", done / total)
 
 
 def _announce(stage: str, seen: set[str] | None) -> None:

@@ -35,7 +35,7 @@ def demo_table(result: Mapping[str, Any]) -> Table:
         table.add_row(
             method["label"],
             f"{_worst_norm(method):.2f}",
-            f"{method['audit']['product_of_layer_norms']:.2f}",
+            f"{_number(method['audit']['product_of_layer_norms']):.2f}",
             f"{accuracy['clean', 0.0]:.1f}",
             *(f"{accuracy[size]:.1f}" for size in sizes),
             f"{method['training']['seconds']:.1f}",
@@ -101,7 +101,12 @@ def _worst_case(method: Mapping[str, Any]) -> dict[tuple[str, float], float]:
 
 
 def _worst_norm(method: Mapping[str, Any]) -> float:
-    return max(float(layer["norm"]["value"]) for layer in method["audit"]["layers"])
+    return max(_number(layer["norm"]["value"]) for layer in method["audit"]["layers"])
+
+
+def _number(value: float | None) -> float:
+    """Null stands for a number that is not finite, which of norms means one too large."""
+    return math.inf if value is None else value
 
 
 def _mean_robust(method: Mapping[str, Any]) -> float:
