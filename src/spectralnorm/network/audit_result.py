@@ -31,8 +31,8 @@ class AuditRow:
         norm: the true, size-free norm.
         alone: the same without the BatchNorm that is folded in; `norm` itself where none is.
         padding_copies: whether the padding copies cells of the input so that the norm over all sizes is not one
-            number of the kernel (reflect, replicate, circular with a stride): the value of `norm` is then that of
-            the convolution behind the padding, and the layer's lies between it and `norm.upper`.
+            number of the kernel (reflect, replicate, circular with a stride or beyond "same"): the value of `norm`
+            is then that of the convolution behind the padding, and the layer's lies between it and `norm.upper`.
         size: the spatial size the layer sees, `()` for a dense layer; of several sizes the one of the largest
             norm; None when no `input_shape` was given, or the model never called the layer.
         norm_at_size: the norm at that size.
