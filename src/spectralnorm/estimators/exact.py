@@ -15,7 +15,15 @@ import torch
 from spectralnorm.bound import Bound
 from spectralnorm.estimators.base import Estimator, attach_gradient, check_counts
 from spectralnorm.estimators.grids import between_points, half_grid
-from spectralnorm.estimators.rounding import dense_rounding, evaluation_rounding, frobenius_norm
+from spectralnorm.estimators.rounding import (
+    dense_rounding,
+    evaluation_rounding,
+    float32_is_whole,
+    frobenius_norm,
+    power_of_two,
+    rescaled,
+    rescaled_back,
+)
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.fourier import Symbol
 
@@ -34,7 +42,8 @@ class Exact(Estimator):
     Attributes:
         max_columns: a layer without closed form at a size may have this many inputs, no more.
         max_points: frequencies of the size-free grid, at most.
-        dtype: torch.float64, or torch.float32 for speed; the interval states its rounding either way.
+        dtype: torch.float64, or torch.float32 for speed; the interval states its rounding either way. Where
+            PyTorch may round float32 products further (TF32), float64 is used.
 
     Example:
         >>> import torch, spectralnorm as sn
@@ -71,9 +80,15 @@ class Exact(Estimator):
             return self._grid_bound(*closed, 1.0)
         return self._dense_bound(operator, size)
 
+    @property
+    def _working_dtype(self) -> torch.dtype:
+        return self.dtype if float32_is_whole() else torch.float64
+
     def _grid_bound(self, symbol: Symbol, points: Size, factor: float) -> Bound:
+        dtype = self._working_dtype
         with torch.no_grad():
-            working = symbol.to(self.dtype)
+            exact, scale = rescaled(symbol)
+            working = exact.to(dtype)
             w = half_grid(points).to(working.weight.device)
             entries = max(working.groups * working.rows * working.columns, working.weight.shape[3])
             per_chunk = max(1, _CHUNK // entries)
@@ -84,13 +99,14 @@ class Exact(Estimator):
             u, s, vh = torch.linalg.svd(block, full_matrices=False)
             # ||K^(w)||_F <= sum_t ||K_t||_F <= sqrt(taps) ||W||_F
             frobenius = math.sqrt(working.weight.shape[3]) * frobenius_norm(working.weight)
-        rounding = dense_rounding(working.rows, working.columns, frobenius, self.dtype)
-        rounding += evaluation_rounding(symbol, self.dtype)
+        rounding = dense_rounding(working.rows, working.columns, frobenius, dtype)
+        rounding += evaluation_rounding(exact, dtype)
         sigma = float(s[0])
-        bilinear = symbol.bilinear(group, u[:, 0], vh[0].conj(), w[index])
-        lower, upper = max(0.0, sigma - rounding), (sigma + rounding) * factor
+        value = attach_gradient(sigma * scale, symbol.bilinear(group, u[:, 0], vh[0].conj(), w[index]))
+        lower = rescaled_back(max(0.0, sigma - rounding), scale, up=False)
+        upper = rescaled_back((sigma + rounding) * factor, scale, up=True)
         stats = {"points": w.shape[0], "frequency": tuple(w[index].tolist()), "group": group}
-        return Bound(attach_gradient(sigma, bilinear), lower, upper if frobenius else 0.0, self.name, stats)
+        return Bound(value, lower, upper if frobenius else 0.0, self.name, stats)
 
     def _dense_bound(self, operator: Operator, size: Size) -> Bound:
         shape = operator.input_shape(size)
@@ -100,18 +116,22 @@ class Exact(Estimator):
                 f"method='exact' has no closed form at input_shape={size}, and the layer's matrix has {columns} "
                 f"columns; expected at most {self.max_columns}. Use method='auto', or leave input_shape out."
             )
+        dtype, weight = self._working_dtype, operator.weight
         with torch.no_grad():
-            basis = torch.eye(columns, dtype=self.dtype, device=operator.weight.device)
+            # in float64: PyTorch may make float32 convolutions in TF32, whatever it does with products
+            basis = torch.eye(columns, dtype=torch.float64, device=weight.device)
             matrix = operator.apply(basis.reshape(-1, *shape)).flatten(1).T
+            scale = power_of_two(matrix)
+            matrix = (matrix / scale).to(dtype)
             u, s, vh = torch.linalg.svd(matrix, full_matrices=False)
         sigma = float(s[0])
         frobenius = frobenius_norm(matrix)
-        rounding = dense_rounding(matrix.shape[0], columns, frobenius, self.dtype)
-        weight = operator.weight
+        rounding = dense_rounding(matrix.shape[0], columns, frobenius, dtype)
         image = operator.apply(vh[0].reshape(1, *shape).to(weight)).flatten()
-        value = attach_gradient(sigma, (image * u[:, 0].to(weight)).sum())
-        upper = sigma + rounding if frobenius else 0.0
-        return Bound(value, max(0.0, sigma - rounding), upper, self.name, {"columns": columns})
+        value = attach_gradient(sigma * scale, (image * u[:, 0].to(weight)).sum())
+        lower = rescaled_back(max(0.0, sigma - rounding), scale, up=False)
+        upper = rescaled_back(sigma + rounding, scale, up=True)
+        return Bound(value, lower, upper if frobenius else 0.0, self.name, {"columns": columns})
 
 
 def _uniform_points(degrees: tuple[float, ...], rtol: float) -> Size:

@@ -14,7 +14,7 @@ import torch
 
 from spectralnorm.bound import Bound
 from spectralnorm.estimators.base import Estimator, attach_gradient
-from spectralnorm.estimators.rounding import dense_rounding, frobenius_norm
+from spectralnorm.estimators.rounding import dense_rounding, frobenius_norm, power_of_two, rescaled_back
 from spectralnorm.operators.base import Operator, Size
 
 __all__ = ["Flattened"]
@@ -41,14 +41,15 @@ class Flattened(Estimator):
         del rtol
         flat = operator.flattened()
         with torch.no_grad():
-            u, s, vh = torch.linalg.svd(flat.double(), full_matrices=False)
-            frobenius = frobenius_norm(flat)
+            scale = power_of_two(flat)
+            exact = flat.double() / scale
+            u, s, vh = torch.linalg.svd(exact, full_matrices=False)
+            frobenius = frobenius_norm(exact)
         sigma = float(s[0])
         rounding = dense_rounding(flat.shape[0], flat.shape[1], frobenius, torch.float64)
         bilinear = (flat * torch.outer(u[:, 0], vh[0]).to(flat)).sum()
+        value = attach_gradient(sigma * scale, bilinear)
         below = operator.symbol().groups == 1 and operator.reads_all(size)
-        lower = max(0.0, sigma - rounding) if below else 0.0
-        upper = sigma + rounding if operator.axes == 0 else math.inf
-        if frobenius == 0:
-            upper = 0.0
-        return Bound(attach_gradient(sigma, bilinear), lower, upper, self.name, {})
+        lower = rescaled_back(max(0.0, sigma - rounding), scale, up=False) if below else 0.0
+        upper = rescaled_back(sigma + rounding, scale, up=True) if operator.axes == 0 else math.inf
+        return Bound(value, lower, upper if frobenius else 0.0, self.name, {})

@@ -17,7 +17,7 @@ from spectralnorm.bound import Bound
 from spectralnorm.estimators.above import bound_from_above
 from spectralnorm.estimators.base import Estimator, check_counts
 from spectralnorm.estimators.grids import between_points, half_grid, uniform_points
-from spectralnorm.estimators.rounding import evaluation_rounding
+from spectralnorm.estimators.rounding import evaluation_rounding, float32_is_whole
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.fourier import Symbol
 
@@ -89,7 +89,7 @@ class Gram(Estimator):
         Returns:
             The bounds.
         """
-        dtype = self.dtype if _float32_is_whole() else torch.float64
+        dtype = self.dtype if float32_is_whole() else torch.float64
         matrix = blocks.mT if blocks.shape[-2] < blocks.shape[-1] else blocks  # the smaller side stays
         rounding, scales = _product_rounding(matrix.shape[-2], dtype), []
         for _ in range(self.steps):
@@ -110,14 +110,6 @@ class Gram(Estimator):
         powers = (ratios / ratios.pow(order).sum().pow(1 / order).clamp_min(1e-300)).pow(order - 1)
         slope = (u * powers) @ vh
         return symbol.fold(slope.conj().unflatten(-1, (-1, layout.components)), layout.phases(w)).real
-
-
-def _float32_is_whole() -> bool:
-    """Whether float32 products are made in float32; PyTorch can be told to use TF32 or bfloat16 instead."""
-    try:
-        return torch.get_float32_matmul_precision() == "highest"
-    except RuntimeError:  # it was told per backend
-        return False
 
 
 def _product_rounding(terms: int, dtype: torch.dtype) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import torch
 from torch import Tensor
@@ -12,8 +13,10 @@ from spectralnorm.operators.fourier import Symbol
 __all__ = [
     "dense_rounding",
     "evaluation_rounding",
+    "float32_is_whole",
     "frobenius_norm",
     "phase_rounding",
+    "power_of_two",
     "rescaled",
     "rescaled_back",
 ]
@@ -81,6 +84,19 @@ def evaluation_rounding(symbol: Symbol, dtype: torch.dtype = torch.float64) -> f
     return sums + phase_rounding(symbol)
 
 
+def float32_is_whole() -> bool:
+    """Whether float32 products are made in float32; PyTorch can be told to use TF32 or bfloat16 instead."""
+    try:
+        return torch.get_float32_matmul_precision() == "highest"
+    except RuntimeError:  # it was told per backend
+        return False
+
+
+def power_of_two(weight: Tensor) -> float:
+    """What to divide a weight by to get entries below 2 without rounding any."""
+    return math.ldexp(1.0, max(math.frexp(float(weight.detach().abs().max()))[1] - 1, -1022))
+
+
 def rescaled(symbol: Symbol) -> tuple[Symbol, float]:
     """The symbol in float64, detached, with entries below 2: divided by a power of two, which rounds nothing.
 
@@ -88,13 +104,15 @@ def rescaled(symbol: Symbol) -> tuple[Symbol, float]:
         The symbol, and what to multiply its norm by.
     """
     weight = symbol.weight.detach().double()
-    scale = math.ldexp(1.0, max(math.frexp(float(weight.abs().max()))[1] - 1, -1022))
+    scale = power_of_two(weight)
     return Symbol(weight / scale, symbol.layout.on(weight.device)), scale
 
 
 def rescaled_back(value: float, scale: float, *, up: bool) -> float:
-    """A bound times the power of two that `rescaled` divided by; rounded outwards where that is subnormal."""
+    """A bound times the power of two it was divided by; rounded outwards where that is subnormal or overflows."""
     product = value * scale
+    if product == math.inf and not up:
+        return sys.float_info.max
     if product == 0 or product >= 2.0**-1022:
         return product if product or not (up and value) else math.nextafter(0.0, math.inf)
     return math.nextafter(product, math.inf if up else 0.0)
