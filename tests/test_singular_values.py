@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 import spectralnorm as sn
 from cases import CASES, Case
 from messages import check_says, complaint
 from reference import dense_matrix
+from spectralnorm.estimators.spectrum import spectrum
+from spectralnorm.operators.dense import DenseOperator
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -53,6 +57,40 @@ def test_a_method_that_does_not_fit_says_so_and_names_one_that_does() -> None:
     message = complaint(MemoryError, lambda: sn.singular_values(layer, (16, 16)))
     check_says(message, "matrix of 12544 x 16384", "GiB", "smaller input_shape", "spectral_norm")
     sn.spectral_norm(layer)
+
+
+@pytest.mark.usefixtures("little_memory")
+@pytest.mark.parametrize("method", [sn.Gram(points=300), sn.Separated(points=300), "exact"])
+def test_a_grid_that_does_not_fit_says_so(method: Any) -> None:
+    layer = nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular")
+    size = (300, 300) if method == "exact" else None
+    name = method if isinstance(method, str) else method.name
+    message = complaint(MemoryError, lambda: sn.spectral_norm(layer, method=method, input_shape=size))
+    check_says(message, f"method='{name}' at 45001 frequencies", "GiB", "Lower points", "method='tracked'")
+
+
+def test_so_many_points_that_no_machine_holds_them_are_refused_before_they_are_made() -> None:
+    for method in (sn.Gram(points=10**7), sn.Separated(points=10**7)):
+        check_says(
+            complaint(MemoryError, lambda m=method: sn.spectral_norm(torch.ones(1, 1, 3, 3), method=m)), "GiB"
+        )
+
+
+@pytest.mark.usefixtures("little_memory")
+def test_the_outputs_are_counted_without_making_any() -> None:
+    """An input of 2,000 x 2,000 took 16 MB to be told that it was too large."""
+    message = complaint(MemoryError, lambda: sn.singular_values(nn.Conv2d(1, 1, 3), (2000, 2000)))
+    check_says(message, f"{1998 * 1998} singular values", "GiB", "smaller input_shape")
+    pointwise = nn.Conv2d(1, 1, 1, stride=2, padding=1)
+    check_says(complaint(MemoryError, lambda: sn.singular_values(pointwise, (2000, 2000))), "singular values")
+
+
+def test_an_operator_that_computes_where_its_weight_is_is_counted_too() -> None:
+    class Fixed(DenseOperator):
+        def apply(self, x: Tensor) -> Tensor:
+            return x @ self.weight.T.to(x.dtype)
+
+    assert spectrum(Fixed(torch.diag(torch.tensor([3.0, 4.0]))), ()).tolist() == [4, 3]
 
 
 def test_a_size_free_grid_beyond_all_patience_is_refused() -> None:

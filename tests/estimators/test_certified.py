@@ -208,6 +208,25 @@ def test_max_cells_is_a_count(max_cells: Any) -> None:
         sn.Certified(max_cells=max_cells)
 
 
+@pytest.mark.parametrize("estimator", [sn.Certified, sn.Tracked, sn.Power])
+@pytest.mark.parametrize("seed", [1.5, "0", None, True, 2**64, -(2**63) - 1])
+def test_a_seed_is_a_whole_number(estimator: Any, seed: Any) -> None:
+    with pytest.raises(ValueError, match=r"seed=.* is no seed; expected a whole number of at most 64 bits"):
+        estimator(seed=seed)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**64 - 1])
+def test_every_seed_of_64_bits_works(seed: int) -> None:
+    assert sn.spectral_norm(torch.ones(1, 1, 3), method=sn.Certified(seed=seed)).certified
+
+
+def test_progress_and_sharing_are_checked() -> None:
+    with pytest.raises(ValueError, match=r"on_progress=3 cannot be called; expected a function"):
+        sn.Certified(on_progress=3)
+    with pytest.raises(ValueError, match=r"distributed='no' is neither True nor False"):
+        sn.Certified(distributed="no")
+
+
 @pytest.mark.parametrize("method", ["tracked", "exact", sn.Tracked()])
 def test_certified_with_another_method_is_refused(method: Any) -> None:
     with pytest.raises(ValueError, match=r"certified=True was given with method=.*expected 'auto' or 'certified'"):

@@ -322,6 +322,19 @@ def test_counts_that_are_none(estimator: Any, name: str, value: Any) -> None:
     check_says(message, f"{name}={value!r}", "whole number", "at least 1")
 
 
+def test_steps_of_gram_beyond_all_gain() -> None:
+    check_says(complaint(ValueError, lambda: sn.Gram(steps=51)), "steps=51", "at most 50", "default of 6")
+    for name in ("linear-wide", "conv2d-stride-groups", "linear-zero"):
+        (case,) = named(name)
+        layer = case.layer()
+        bound = sn.spectral_norm(layer, method=sn.Gram(steps=50), input_shape=case.size)
+        assert case.dense_norm() * (1 - ROUNDING) <= bound.upper
+        bound.value.backward()
+        assert layer.weight.grad.isfinite().all()
+    exact = sn.spectral_norm(named("linear-wide")[0].layer(), method="exact")
+    assert sn.spectral_norm(named("linear-wide")[0].layer(), method=sn.Gram(steps=50)).upper < exact.upper * 1.001
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.complex64, torch.int64, "float32"])
 def test_a_dtype_that_gram_does_not_offer(dtype: Any) -> None:
     check_says(complaint(ValueError, lambda: sn.Gram(dtype=dtype)), f"dtype={dtype}", "torch.float32")

@@ -17,6 +17,7 @@ __all__ = [
     "Estimator",
     "attach_gradient",
     "check_counts",
+    "check_seed",
     "layer_bound",
     "random_input",
 ]
@@ -41,6 +42,12 @@ def check_counts(**options: int) -> None:
     for name, value in options.items():
         if isinstance(value, bool) or not isinstance(value, int) or value < 1:
             raise ValueError(f"{name}={value!r} is no count; expected a whole number of at least 1.")
+
+
+def check_seed(seed: int) -> None:
+    """Raise a ValueError unless this is a seed that PyTorch's generators take."""
+    if isinstance(seed, bool) or not isinstance(seed, int) or not -(2**63) <= seed < 2**64:
+        raise ValueError(f"seed={seed!r} is no seed; expected a whole number of at most 64 bits.")
 
 
 class _Value(torch.autograd.Function):

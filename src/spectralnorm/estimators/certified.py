@@ -20,7 +20,7 @@ from torch import Tensor
 
 from spectralnorm.bound import Bound
 from spectralnorm.estimators.ascent import Tracks
-from spectralnorm.estimators.base import Estimator, check_counts, layer_bound
+from spectralnorm.estimators.base import Estimator, check_counts, check_seed, layer_bound
 from spectralnorm.estimators.lanczos import largest_input
 from spectralnorm.estimators.memory import check_memory
 from spectralnorm.estimators.proof import Claim
@@ -77,6 +77,14 @@ class Certified(Estimator):
 
     def __post_init__(self) -> None:
         check_counts(max_cells=self.max_cells)
+        check_seed(self.seed)
+        if not isinstance(self.distributed, bool):
+            raise ValueError(f"distributed={self.distributed!r} is neither True nor False; expected one of them.")
+        if self.on_progress is not None and not callable(self.on_progress):
+            raise ValueError(
+                f"on_progress={self.on_progress!r} cannot be called; expected a function of the share of the "
+                "frequencies excluded so far, or None."
+            )
 
     def estimate(self, operator: Operator, size: Size | None, rtol: float) -> Bound:
         """Climb, then exclude every frequency."""

@@ -14,7 +14,7 @@ import torch
 
 from spectralnorm.bound import Bound
 from spectralnorm.estimators.base import Estimator, attach_gradient, check_counts
-from spectralnorm.estimators.grids import between_points, half_grid
+from spectralnorm.estimators.grids import between_points, check_grid, half_grid
 from spectralnorm.estimators.rounding import (
     dense_rounding,
     evaluation_rounding,
@@ -89,8 +89,9 @@ class Exact(Estimator):
         with torch.no_grad():
             exact, scale = rescaled(symbol)
             working = exact.to(dtype)
-            w = half_grid(points).to(working.weight.device)
             entries = max(working.groups * working.rows * working.columns, working.weight.shape[3])
+            check_grid(points, 2 * working.groups, entries, working.weight.device, self.name)
+            w = half_grid(points).to(working.weight.device)
             per_chunk = max(1, _CHUNK // entries)
             heights = [torch.linalg.svdvals(working.at(part))[..., 0] for part in torch.split(w, per_chunk)]
             flat = torch.cat(heights)  # (points, groups)

@@ -16,7 +16,7 @@ from torch import Tensor
 from spectralnorm.bound import Bound
 from spectralnorm.estimators.above import bound_from_above
 from spectralnorm.estimators.base import Estimator, check_counts
-from spectralnorm.estimators.grids import between_points, half_grid, uniform_points
+from spectralnorm.estimators.grids import between_points, check_grid, half_grid, uniform_points
 from spectralnorm.estimators.rounding import evaluation_rounding, float32_is_whole
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.fourier import Symbol
@@ -24,6 +24,7 @@ from spectralnorm.operators.fourier import Symbol
 __all__ = ["Gram"]
 
 _CHUNK = 2**21  # complex entries of symbol blocks held at once: 32 MiB, a few times over
+_MOST_STEPS = 50  # n^(1/2^51) is 1 + 1e-14 for n = 1e6: what rounding hides is more
 _ROUNDOFF = {torch.float32: 2.0**-24, torch.float64: 2.0**-53}
 
 
@@ -35,7 +36,7 @@ class Gram(Estimator):
     maximum is divided by the product of cos(pi d_a / N_a) (Bernstein-Szego; `MATHS.md`, section 3).
 
     Attributes:
-        steps: products per frequency.
+        steps: products per frequency, at most 50.
         points: of the uniform grid, per axis, at least; large kernels get more.
         dtype: of the products, torch.float64, or torch.float32 for speed: rounding is part of the bound, which
             for n channels grows by up to 3e-7 n^(3/2). Where PyTorch may round float32 products further (TF32),
@@ -58,6 +59,11 @@ class Gram(Estimator):
         if self.dtype not in _ROUNDOFF:
             raise ValueError(f"dtype={self.dtype} is not offered; expected torch.float64 or torch.float32.")
         check_counts(steps=self.steps, points=self.points)
+        if self.steps > _MOST_STEPS:
+            raise ValueError(
+                f"steps={self.steps} gain nothing over {_MOST_STEPS}, which leave less than rounding of what they "
+                f"lower; expected at most {_MOST_STEPS}. The default of 6 is within a few per cent."
+            )
 
     def estimate(self, operator: Operator, size: Size | None, rtol: float) -> Bound:
         """Iterate at every frequency of the grid, whatever the tolerance."""
@@ -68,8 +74,9 @@ class Gram(Estimator):
         layout = symbol.layout
         points = uniform_points(layout.degrees, self.points) if grid is None else grid
         factor = between_points(layout.degrees, points) if grid is None else 1.0
-        w = half_grid(points).to(symbol.weight.device)
         entries = max(symbol.groups * symbol.rows * symbol.columns, layout.components * symbol.weight.shape[3])
+        check_grid(points, 4, entries, symbol.weight.device, self.name)
+        w = half_grid(points).to(symbol.weight.device)
         peaks = [self._heights(symbol.at(part)).max(1) for part in w.split(max(1, _CHUNK // entries))]
         heights, groups = torch.cat([p.values for p in peaks]), torch.cat([p.indices for p in peaks])
         index = int(heights.argmax())

@@ -7,13 +7,34 @@ import math
 import torch
 from torch import Tensor
 
+from spectralnorm.estimators.memory import check_memory
 from spectralnorm.operators.base import Size
 
 __all__ = [
     "between_points",
+    "check_grid",
     "half_grid",
     "uniform_points",
 ]
+
+
+def check_grid(points: Size, numbers: int, block: int, device: torch.device, method: str) -> None:
+    """Raise a MemoryError, before anything is allocated, where a grid does not fit.
+
+    Args:
+        points: per axis.
+        numbers: held for each frequency of `half_grid` beside itself.
+        block: numbers in the symbol at one of them, which are held several times over.
+        device: where it is evaluated.
+        method: for the message.
+    """
+    frequencies = math.prod(points) // 2 + 1
+    check_memory(
+        8 * (frequencies * (3 * len(points) + numbers) + 12 * block),
+        device,
+        f"method={method!r} at {frequencies} frequencies",
+        "Lower points or input_shape, or use method='tracked' or 'certified', which need no grid.",
+    )
 
 
 def half_grid(points: Size) -> Tensor:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from spectralnorm.bound import Bound
-from spectralnorm.estimators.base import Estimator, check_counts, layer_bound
+from spectralnorm.estimators.base import Estimator, check_counts, check_seed, layer_bound
 from spectralnorm.estimators.lanczos import largest_input
 from spectralnorm.operators.base import Operator, Size
 
@@ -28,6 +28,7 @@ class MatrixFree(Estimator):
 
     def __post_init__(self) -> None:
         check_counts(max_steps=self.max_steps)
+        check_seed(self.seed)
 
     def estimate(self, operator: Operator, size: Size | None, rtol: float) -> Bound:
         """Iterate until the residual says that the norm is within rtol."""

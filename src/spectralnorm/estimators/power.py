@@ -12,7 +12,7 @@ from typing import ClassVar
 import torch
 
 from spectralnorm.bound import Bound
-from spectralnorm.estimators.base import Estimator, check_counts, layer_bound, random_input
+from spectralnorm.estimators.base import Estimator, check_counts, check_seed, layer_bound, random_input
 from spectralnorm.operators.base import Operator, Size
 
 __all__ = ["Power"]
@@ -43,6 +43,7 @@ class Power(Estimator):
 
     def __post_init__(self) -> None:
         check_counts(iterations=self.iterations)
+        check_seed(self.seed)
 
     def estimate(self, operator: Operator, size: Size | None, rtol: float) -> Bound:
         """Iterate at the size; `stats["history"]` holds the norm after each step."""

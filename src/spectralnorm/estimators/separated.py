@@ -16,7 +16,7 @@ from torch import Tensor
 from spectralnorm.bound import Bound
 from spectralnorm.estimators.above import bound_from_above
 from spectralnorm.estimators.base import Estimator, check_counts
-from spectralnorm.estimators.grids import between_points, half_grid, uniform_points
+from spectralnorm.estimators.grids import between_points, check_grid, half_grid, uniform_points
 from spectralnorm.estimators.rounding import dense_rounding, evaluation_rounding, frobenius_norm
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.fourier import Symbol
@@ -59,6 +59,9 @@ class Separated(Estimator):
         """Bound of the symbol everywhere, so on a finite grid too."""
         del grid
         points = uniform_points(symbol.layout.degrees, self.points)
+        # the phases of every tap, their real and imaginary parts, and a pair of channels at every frequency
+        numbers, pairs = 6 * symbol.weight.shape[3] + 4, symbol.groups * symbol.rows * symbol.columns
+        check_grid(points, numbers, pairs, symbol.weight.device, self.name)
         w = half_grid(points).to(symbol.weight.device)
         maxima, index = _pair_maxima(symbol, w)
         group = int(torch.linalg.svdvals(maxima)[:, 0].argmax())

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from spectralnorm.bound import Bound
 from spectralnorm.estimators.ascent import FrequencyStep, Tracks, lengths, normalised, sweep
-from spectralnorm.estimators.base import Estimator, attach_gradient, check_counts
+from spectralnorm.estimators.base import Estimator, attach_gradient, check_counts, check_seed
 from spectralnorm.estimators.rounding import frobenius_norm, phase_rounding, rescaled, rescaled_back
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.fourier import Symbol
@@ -132,6 +132,7 @@ class Tracked(Estimator):
 
     def __post_init__(self) -> None:
         check_counts(screening=self.screening, tracks=self.tracks, max_sweeps=self.max_sweeps)
+        check_seed(self.seed)
 
     def estimate(self, operator: Operator, size: Size | None, rtol: float) -> Bound:
         """Climb to a relative gain below rtol / 20 in four sweeps."""
