@@ -135,7 +135,7 @@ def subject(method: str, name: str, seed: int, device: torch.device) -> Subject:
     with warnings.catch_warnings():  # BatchNorm's weights stay as they are, which is known
         warnings.simplefilter("ignore", UserWarning)
         prepare(method, model, sizes)
-    layers = [m for m in weighted(model).values() if parametrize.is_parametrized(m, "weight")]
+    layers = [m for m in model.modules() if parametrize.is_parametrized(m, "weight")]  # BatchNorms where folded
     generator = torch.Generator(device).manual_seed(seed)
     shapes = [layer.parametrizations.weight.original.shape for layer in layers]
     gradients = [torch.randn(shape, generator=generator, device=device) for shape in shapes]
