@@ -17,6 +17,7 @@ in the norm of the convolution before it.
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -125,7 +126,7 @@ def show(name: str, setting: str, found: Times) -> None:
 
 def settings(device: torch.device, threads: Sequence[str]) -> dict[str, int]:
     """Name and number of threads of each setting; a GPU has one."""
-    every = torch.get_num_threads()
+    every = os.cpu_count() or 1  # OMP_NUM_THREADS may say less
     if device.type == "cuda":
         return {torch.cuda.get_device_name(device): every}
     return {f"threads {t}": every if t == "all" else int(t) for t in threads}
