@@ -17,6 +17,7 @@ from torch import Tensor
 from spectralnorm.bound import Bound
 from spectralnorm.estimators.ascent import FrequencyStep, Tracks, lengths, normalised, sweep
 from spectralnorm.estimators.base import Estimator, attach_gradient, check_counts, check_seed
+from spectralnorm.estimators.grids import half_grid
 from spectralnorm.estimators.rounding import frobenius_norm, phase_rounding, rescaled, rescaled_back
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.fourier import Symbol
@@ -26,6 +27,11 @@ __all__ = ["Tracked", "cold_start", "frequency_step", "tracked_bound"]
 
 
 _NEWTON = 12  # steps from a grid point to the peak beside it
+_LINE = (
+    256  # points of half a grid along one axis that are all searched; along several, as many as there are seeds
+)
+_COARSE = 1024  # and of a grid too coarse for the peaks of the torus to tell where its own are
+_PEAKS = 8  # of the torus, around which larger grids are searched
 
 
 def seeds(degrees: tuple[float, ...]) -> Tensor:
@@ -173,14 +179,10 @@ class Tracked(Estimator):
         symbol = Symbol(symbol.weight / largest, symbol.layout)  # heights are squared: keep them in range
         if min(symbol.rows, symbol.columns) == 1 and start is None:
             return _scaled(scalar_peaks(symbol, grid, self.tracks), largest), {"sweeps": 0, "converged": True}
-        w = _on_grid(seeds(symbol.layout.degrees), grid) if start is None else start
-        tracks = cold_start(symbol, w, torch.Generator("cpu").manual_seed(self.seed))
+        tracks, stats = self._screened(symbol, grid, start)
         step = frequency_step(symbol, grid, everywhere=False)
-        search = frequency_step(symbol, grid, everywhere=True)
-        screening = self.screening + min(symbol.rows, symbol.columns) // 200
-        for _ in range(screening):
-            tracks = sweep(symbol, tracks, step)
-        tracks = tracks.take(tracks.distinct(min(self.tracks, w.shape[0])))
+        # over a grid, screening has been everywhere; not from given frequencies
+        search = frequency_step(symbol, grid, everywhere=not grid or start is not None)
         best, count, converged = 0.0, 0, False
         while count < self.max_sweeps and not converged:
             for i in range(4):
@@ -190,11 +192,63 @@ class Tracked(Estimator):
             converged = height <= best * (1 + rtol / 20)
             best = max(best, height)
         tracks = tracks.take(tracks.height.sort(1, descending=True).indices)
-        return _scaled(tracks, largest), {
-            "sweeps": screening + count,
-            "seeds": w.shape[0],
-            "converged": converged,
-        }
+        stats["sweeps"] += count
+        return _scaled(tracks, largest), {**stats, "converged": converged}
+
+    def _screened(self, symbol: Symbol, grid: Size | None, start: Tensor | None) -> tuple[Tracks, dict[str, int]]:
+        """The best few tracks after some sweeps of all, and how many sweeps and seeds those were.
+
+        On the points of a grid vectors do not follow when a frequency jumps to the next, so that peaks are missed:
+        either every point has a track, or tracks climb the torus first, and then the points around its peaks.
+
+        Returns:
+            The tracks, and the counts.
+        """
+        sweeps = self.screening + min(symbol.rows, symbol.columns) // 200
+        w = seeds(symbol.layout.degrees) if start is None else start
+        on_torus = not grid
+        if grid and start is None:
+            on_torus = math.prod(grid) // 2 > _points_searched(grid, symbol.layout.degrees, w.shape[0])
+            w = w if on_torus else half_grid(grid)
+        tracks = cold_start(symbol, w, torch.Generator("cpu").manual_seed(self.seed))
+        tracks = _swept(symbol, tracks, None if on_torus else grid, sweeps)
+        if grid and on_torus:
+            tracks = _swept(symbol, tracks.take(tracks.distinct(_PEAKS)), None, 4, everywhere=True)
+            tracks = _swept(symbol, _around(tracks, grid, symbol.layout.degrees), grid, 4)
+            sweeps += 8
+        while grid and tracks.w.shape[1] > 2 * self.tracks:
+            better = tracks.height.topk(tracks.w.shape[1] // 2, 1).indices
+            tracks, sweeps = _swept(symbol, tracks.take(better), grid, 4), sweeps + 4
+        best = tracks.distinct(min(self.tracks, tracks.w.shape[1]))
+        return tracks.take(best), {"sweeps": sweeps, "seeds": w.shape[0]}
+
+
+def _points_searched(grid: Size, degrees: tuple[float, ...], most: int) -> int:
+    """How many points half a grid may have for each to get a track of its own; `most` over several axes."""
+    cut = [(n, d) for n, d in zip(grid, degrees, strict=True) if d]
+    if any(n < 6 * d for n, d in cut):
+        return _COARSE
+    return _LINE if len(cut) == 1 else most
+
+
+def _swept(symbol: Symbol, tracks: Tracks, grid: Size | None, sweeps: int, *, everywhere: bool = False) -> Tracks:
+    """So many sweeps, over a grid or the torus; `everywhere` searches all of it in the first."""
+    search = frequency_step(symbol, grid, everywhere=everywhere)
+    step = frequency_step(symbol, grid, everywhere=False)
+    for i in range(sweeps):
+        tracks = sweep(symbol, tracks, step if i else search)
+    return tracks
+
+
+def _around(tracks: Tracks, grid: Size, degrees: tuple[float, ...]) -> Tracks:
+    """A track at each of the points of a grid that surround each track; anew, but for its vector."""
+    step = 2 * math.pi / torch.tensor(grid, dtype=tracks.w.dtype, device=tracks.w.device)
+    ends = [torch.arange(2 if d else 1, device=tracks.w.device) for d in degrees]
+    corners = torch.cartesian_prod(*ends).reshape(-1, len(grid))
+    w = (((tracks.w / step).floor()[:, :, None] + corners) * step).flatten(1, 2)
+    x = tracks.basis[:, :, 0].repeat_interleave(len(corners), 1)
+    empty = torch.zeros_like(x)
+    return Tracks(torch.stack([x, empty, empty], 2), w, tracks.height.repeat_interleave(len(corners), 1))
 
 
 def scalar_peaks(symbol: Symbol, grid: Size | None, count: int) -> Tracks:
@@ -232,17 +286,6 @@ def scalar_peaks(symbol: Symbol, grid: Size | None, count: int) -> Tracks:
 def _scaled(tracks: Tracks, factor: Tensor) -> Tracks:
     """Of a kernel so many times as large, without images."""
     return Tracks(tracks.basis, tracks.w, tracks.height * factor)
-
-
-def _on_grid(w: Tensor, grid: Size | None) -> Tensor:
-    """Seeds moved to the nearest points of a finite grid; all points of half of a small one."""
-    if not grid:
-        return w
-    if math.prod(grid) <= 2 * w.shape[0]:
-        axes = [torch.arange(n, dtype=w.dtype, device=w.device) for n in grid]
-        every = torch.cartesian_prod(*axes).reshape(-1, len(grid))
-        return 2 * math.pi * every / torch.tensor(grid, dtype=w.dtype, device=w.device)
-    return _nearest(w, grid)
 
 
 def _nearest(w: Tensor, grid: Size | None) -> Tensor:
