@@ -21,6 +21,7 @@ from spectralnorm.normalize import (
     remove_spectral_norm,
     spectral_normalize,
     spectral_penalty,
+    step,
 )
 from spectralnorm.operators.registry import as_operator, register_operator
 from spectralnorm.robustness.evaluate import Evaluation, evaluate
@@ -52,4 +53,5 @@ __all__ = [
     "spectral_norm",
     "spectral_normalize",
     "spectral_penalty",
+    "step",
 ]

@@ -7,9 +7,11 @@ from typing import TypeVar
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations as torch_parametrizations
 
-from spectralnorm.normalize.api import attach, check_plain, is_normalizable, is_small
+from spectralnorm.normalize.api import attach, is_small
 from spectralnorm.normalize.engine import Engine
 from spectralnorm.normalize.parametrization import SpectralNormalization
+from spectralnorm.normalize.scaling import Rule
+from spectralnorm.normalize.sites import Site, check_plain, is_normalizable
 from spectralnorm.operators.registry import as_operator
 
 __all__ = ["spectral_norm"]
@@ -62,10 +64,8 @@ def spectral_norm(
     if name != "weight" or not is_normalizable(module):
         torch_parametrizations.spectral_norm(module, name, n_power_iterations, eps, dim)
         return module
-    check_plain(module, "")
+    check_plain(module, "weight", "")
     operator = as_operator(module)
-    small = is_small([operator])
-    attach(
-        module, SpectralNormalization(operator, 1.0, "hard", Engine(), sweeps=n_power_iterations, thorough=small)
-    )
+    options = {"sweeps": n_power_iterations, "thorough": is_small([operator])}
+    attach(Site("", module, "weight", operator), SpectralNormalization(operator, Rule(1.0), Engine(), **options))
     return module

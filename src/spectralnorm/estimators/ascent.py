@@ -55,6 +55,12 @@ class Tracks:
         """Each track's x (g, m, rows) and w."""
         return self.basis[:, :, 0], self.w
 
+    def beside(self, other: Tracks) -> Tracks:
+        """These tracks and others, without images."""
+        pairs = (self.basis, other.basis), (self.w, other.w), (self.height, other.height)
+        basis, w, height = (torch.cat(pair, 1) for pair in pairs)
+        return Tracks(basis, w, height)
+
     def distinct(self, count: int) -> Tensor:
         """Indices (g, count) of the highest tracks, those last that repeat a higher one's peak."""
         order = self.height.argsort(1, descending=True)

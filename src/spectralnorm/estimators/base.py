@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar, cast
 
 import torch
@@ -63,8 +64,8 @@ class _Value(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:
-        return None, cast("Tensor", _Once.apply(grad)) if grad.requires_grad else grad
+    def backward(ctx: Any, grad: Tensor) -> tuple[None, Tensor]:  # noqa: ARG004 - as torch calls it
+        return None, _apply(_Once, grad) if grad.requires_grad else grad
 
 
 class _Once(torch.autograd.Function):
@@ -79,11 +80,15 @@ class _Once(torch.autograd.Function):
         pass
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> Tensor:
+    def backward(ctx: Any, grad: Tensor) -> Tensor:  # noqa: ARG004
         raise RuntimeError(
             "The value of a Bound has a first derivative only, and a second was asked for; expected one backward "
             "pass through it. Where you need more, use singular_values(layer, input_shape)[0]."
         )
+
+
+def _apply(function: type[torch.autograd.Function], *tensors: Tensor) -> Tensor:
+    return cast("Callable[..., Tensor]", function.apply)(*tensors)
 
 
 def attach_gradient(value: float, bilinear: Tensor, *, up: bool = False) -> Tensor:
@@ -105,7 +110,7 @@ def attach_gradient(value: float, bilinear: Tensor, *, up: bool = False) -> Tens
         rounded = torch.nextafter(rounded, torch.full_like(rounded, math.inf))
     if not up and float(rounded) > value:
         rounded = torch.nextafter(rounded, torch.zeros_like(rounded))
-    return cast("Tensor", _Value.apply(rounded, bilinear)) if bilinear.requires_grad else rounded
+    return _apply(_Value, rounded, bilinear) if bilinear.requires_grad else rounded
 
 
 def random_input(operator: Operator, size: Size, generator: torch.Generator) -> Tensor:
@@ -122,7 +127,8 @@ def random_input(operator: Operator, size: Size, generator: torch.Generator) -> 
     weight = operator.weight.detach()
     largest = float(weight.abs().max())
     dtype = weight.dtype if 1e-10 < largest < 1e10 else torch.float64
-    v = torch.randn((1, *operator.input_shape(size)), generator=generator, device="cpu")
+    shape = (1, *operator.input_shape(size))
+    v = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
     return v.to(weight.device, dtype)
 
 

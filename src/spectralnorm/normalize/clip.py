@@ -17,8 +17,10 @@ from torch import Tensor, nn
 from spectralnorm.estimators.base import check_counts
 from spectralnorm.estimators.grids import half_grid
 from spectralnorm.measure import check_size, check_tolerance
-from spectralnorm.normalize.api import check_plain, check_target
+from spectralnorm.normalize.options import check_target
 from spectralnorm.normalize.proven import shrink_until_proven
+from spectralnorm.normalize.removal import with_weight
+from spectralnorm.normalize.sites import check_plain
 from spectralnorm.operators.base import Size
 from spectralnorm.operators.fourier import Symbol
 from spectralnorm.operators.registry import as_operator
@@ -71,7 +73,7 @@ def clip_singular_values(
     check_counts(iterations=iterations)
     check_tolerance(rtol)
     operator = as_operator(layer)
-    check_plain(layer, "")
+    check_plain(layer, "weight", "")
     size = check_size(operator, input_shape)
     weight: Tensor = layer.weight  # type: ignore[assignment]
     with torch.no_grad():
@@ -85,7 +87,7 @@ def clip_singular_values(
             symbol = Symbol(clipped, symbol.layout)
         if symbol is not before:
             weight.copy_(symbol.weight.reshape(weight.shape))
-    shrink_until_proven(layer, weight, maximum, rtol)
+    shrink_until_proven(weight, lambda w: with_weight(operator, w), maximum, rtol, type(layer).__name__)
     return layer
 
 

@@ -15,19 +15,20 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from spectralnorm.estimators.ascent import Tracks, lengths, normalised, sweep
+from spectralnorm.estimators.ascent import lengths
 from spectralnorm.estimators.tracked import frequency_step
+from spectralnorm.normalize.climbing import climb, look
 from spectralnorm.normalize.stack import Member, Stack
 from spectralnorm.operators.base import undisturbed
-from spectralnorm.operators.fourier import SymbolStack
 
 if TYPE_CHECKING:
-    from spectralnorm.normalize.parametrization import SpectralNormalization
+    from spectralnorm.normalize.tracker import Tracker
 
 __all__ = ["Engine"]
 
-_CALM = 5e-3  # relative change of a norm in a step that a large model's quick sweeps follow
-_PADDING = 4.0  # padded vectors may hold this many times the numbers of the layers' own
+_TURN = 1e-3  # one minus the overlap of a leader's old and new vector, up to which a quick sweep is enough
+_PADDING = 1.5  # padded vectors may hold this many times the numbers of the layers' own;
+_PADDING_LARGE = 4.0  # in a large model, whose quick sweeps handle few vectors: there the calls are what costs
 
 
 class Engine:
@@ -38,25 +39,25 @@ class Engine:
     """
 
     def __init__(self) -> None:
-        self._members: weakref.WeakValueDictionary[int, SpectralNormalization] = weakref.WeakValueDictionary()
+        self._members: weakref.WeakValueDictionary[int, Tracker] = weakref.WeakValueDictionary()
         self._last: list[Stack] = []  # of the last step
 
-    def join(self, member: SpectralNormalization) -> None:
+    def join(self, member: Tracker) -> None:
         """Add a layer; joining twice is harmless."""
         self._members[id(member)] = member
 
     def update(self) -> None:
         """Sweep every member in training whose weights have changed since its last sweep."""
-        stale = [(m, w) for m in list(self._members.values()) if (w := m.changed_weight()) is not None]
+        stale = [(m, sources) for m in list(self._members.values()) if (sources := m.changed()) is not None]
         if not stale:
             return
-        with undisturbed(stale[0][1].device):
+        with undisturbed(stale[0][1][0].device):
             for stack, members in self._stacks(stale):
                 _advance(stack, members)
 
     def _stacks(self, stale: list[Member]) -> list[tuple[Stack, list[Member]]]:
         """The stale layers as stacks: those of the last step where nothing but the numbers has changed."""
-        order = {id(member): (member, weight) for member, weight in stale}
+        order = {id(member): (member, sources) for member, sources in stale}
         known = [[order[id(m)] for m in stack.members if id(m) in order] for stack in self._last]
         if sum(map(len, known)) == len(stale) and all(
             len(stack) == len(members) and stack.fits(members)
@@ -64,10 +65,10 @@ class Engine:
         ):
             return list(zip(self._last, known, strict=True))
         alike: dict[Any, list[Member]] = defaultdict(list)
-        for member, weight in stale:
-            alike[member.stack_key(weight)].append((member, weight))
+        for member, sources in stale:
+            alike[member.stack_key(sources)].append((member, sources))
         members = list(itertools.chain.from_iterable(map(_split, alike.values())))
-        self._last = [Stack(part) for part in members]
+        self._last = [Stack.of(part) for part in members]
         return list(zip(self._last, members, strict=True))
 
     def __deepcopy__(self, memo: dict[int, Any]) -> Engine:
@@ -82,53 +83,36 @@ class Engine:
 def _advance(stack: Stack, members: Sequence[Member]) -> None:
     """One step of each member's state, in place."""
     first = members[0][0]
-    if first.thorough or _glide(stack, first):
-        _climb(stack, first)
-    for member, weight in members:
+    stack.rescale(members)
+    due = [member.wants_survey() for member, _ in members]
+    parts = stack.symbol.parts
+    if first.thorough:
+        trio = zip(members, parts, due, strict=True)
+        found = [look(member, part, 1) if wanted else None for (member, _), part, wanted in trio]
+        climb(stack, first, found=stack.padded(found))
+    elif _glide(stack, first):
+        climb(stack, first, tracks=1)
+    for (member, sources), part, wanted in zip(members, parts, due, strict=True):
+        if wanted and not first.thorough:
+            climb(Stack.of([(member, sources)]), member, found=look(member, part, 4))
         member.turn += 1
-        member.mark(weight)
+        member.mark(sources)
 
 
-def _climb(stack: Stack, first: SpectralNormalization) -> None:
-    """A small model, or fast weights: LOBPCG sweeps of every track; now and then one starts anew, as a scout.
-
-    A scout has some two dozen steps to climb before its turn comes again: so another frequency that overtakes
-    the leader is found (a stale maximum, `MATHS.md`, section 2).
-    """
-    symbol, slots = stack.symbol, ((0, first.heights.shape[1]),)
-    basis, w, _, _ = stack.load(slots, 3)
-    if not first.thorough:
-        basis[:, :, 1:] = 0  # directions and residuals of some earlier climb
-    scout = first.scout()
-    if scout is not None:
-        basis[:, scout], w[:, scout] = _start(symbol, first.turn, w[:, scout])
-    tracks = Tracks(basis, w, w.new_zeros(w.shape[:2]))
-    move = frequency_step(symbol, None, everywhere=False)
-    for _ in range(2 * first.sweeps):  # the second reads little: images are carried along
-        tracks = sweep(symbol, tracks, move)
-    place = torch.arange(w.shape[1], device=w.device)
-    best = tracks.height.argmax(1, keepdim=True)
-    tracks = tracks.take(torch.where(place == 0, best, torch.where(place == best, 0, place)))
-    assert tracks.images is not None  # noqa: S101 - every sweep leaves them
-    phases = symbol.layout.phases(tracks.w[:, 0])
-    v = symbol.unfold(tracks.images[:, 0, 0], phases)
-    v = v / tracks.height[:, 0, None, None].clamp_min(1e-30)
-    stack.store(slots, (tracks.basis, v, tracks.w, tracks.height), (tracks.basis[:, 0, 0], symbol.fold(v, phases)))
-
-
-def _glide(stack: Stack, first: SpectralNormalization) -> bool:
+def _glide(stack: Stack, first: Tracker) -> bool:
     """A large model: half a power sweep of the leaders, so that each kernel is read once; the halves take turns.
 
     Now and then a whole sweep takes one other track along, in rotation. On a GPU every sweep is whole: launches
     cost more there than reads.
 
     Returns:
-        Whether a norm has moved so fast that this was too little; never on a GPU, where asking stops the stream.
+        Whether a leader has turned so far that this was too little; never on a GPU, where asking stops the stream.
     """
     symbol, slots, (adjoint, forward) = stack.symbol, first.slots(), first.halves()
-    basis, w, v, before = stack.load(slots, 1)
+    basis, w, v, known = stack.load(slots, 1)
     ask, move = w.device.type == "cpu", frequency_step(symbol, None, everywhere=False)
     x, phases = basis[:, :, 0, :, None], symbol.layout.phases(w)
+    before = x, v
     for _ in range(first.sweeps):
         if adjoint or not ask:
             image = symbol.read_adjoint(x[..., 0])
@@ -138,12 +122,20 @@ def _glide(stack: Stack, first: SpectralNormalization) -> bool:
         folded = symbol.fold(v, phases)
         if forward or not ask:
             x, height = _unit(symbol.read(folded)[..., None], x)
-    fast = ask and bool(((height - before).abs() > _CALM * height)[:, 0].any())
+    turned = ask and bool((_turn(before[0], x).maximum(_turn(before[1], v)) > _TURN).any())
+    if ask:
+        stack.drift((height - known).abs()[:, 0] / height[:, 0].clamp_min(1e-30))
     x = x[..., 0]
     if len(slots) > 1:
         x, v, w, height, folded = _leader_first(height, x, v, w, height, folded)
     stack.store(slots, (x[:, :, None], v[:, 0], w, height), (x[:, 0], folded[:, 0]))
-    return fast
+    return turned
+
+
+def _turn(one: Tensor, other: Tensor) -> Tensor:
+    """One minus the overlap of the leaders' unit vectors (g, k, ...): (g,)."""
+    a, b = one[:, 0].flatten(1), other[:, 0].flatten(1)
+    return 1 - (a[:, None].conj() @ b[..., None])[:, 0, 0].abs()
 
 
 def _unit(x: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
@@ -151,17 +143,6 @@ def _unit(x: Tensor, spare: Tensor) -> tuple[Tensor, Tensor]:
     length = lengths(x.flatten(2))
     size = length[..., None, None]
     return torch.where(size > 0, x / size.clamp_min(1e-30), spare), length
-
-
-def _start(symbol: SymbolStack, seed: int, like: Tensor) -> tuple[Tensor, Tensor]:
-    """Basis (g, 3, rows) and frequency (g, axes) of a fresh track in every group; no global generator is used."""
-    generator = torch.Generator("cpu").manual_seed(seed)
-    x = torch.randn(symbol.groups, symbol.rows, 2, generator=generator, device="cpu").to(like)
-    for part, span in zip(symbol.parts, symbol.spans, strict=True):
-        x[span, part.rows :] = 0
-    x = normalised(torch.view_as_complex(x))
-    w = 2 * torch.pi * torch.rand(like.shape, generator=generator, device="cpu").to(like)
-    return torch.stack([x, torch.zeros_like(x), torch.zeros_like(x)], 1), w
 
 
 def _leader_first(height: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -173,9 +154,10 @@ def _leader_first(height: Tensor, *tensors: Tensor) -> tuple[Tensor, ...]:
 def _split(members: list[Member]) -> list[list[Member]]:
     """Split layers of one layout into stacks, largest first, where padding does not outgrow the work."""
 
-    def size(member: SpectralNormalization) -> int:
+    def size(member: Tracker) -> int:
         return member.u.shape[3] + member.v.shape[1] * member.v.shape[2]
 
+    padding = _PADDING if members and members[0][0].thorough else _PADDING_LARGE
     members = sorted(members, key=lambda pair: -size(pair[0]))
     stacks: list[list[Member]] = []
     used = 0
@@ -184,7 +166,7 @@ def _split(members: list[Member]) -> list[list[Member]]:
         if stacks:
             largest = size(stacks[-1][0][0])
             padded = largest * (groups + sum(m.heights.shape[0] for m, _ in stacks[-1]))
-        if not stacks or padded > _PADDING * (used + groups * size(pair[0])):
+        if not stacks or padded > padding * (used + groups * size(pair[0])):
             stacks.append([])
             used = 0
         stacks[-1].append(pair)

@@ -12,14 +12,16 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
-from spectralnorm.normalize.api import check_plain, is_normalizable, is_small, normalisations
+from spectralnorm.normalize.api import is_small
 from spectralnorm.normalize.engine import Engine
-from spectralnorm.normalize.parametrization import SpectralNormalization
+from spectralnorm.normalize.scaling import norm_of
+from spectralnorm.normalize.sites import check_plain, is_normalizable, normalised
+from spectralnorm.normalize.tracker import Tracker
 from spectralnorm.operators.registry import as_operator
 
 __all__ = ["spectral_penalty"]
 
-_Trackers = dict[str, tuple["weakref.ref[nn.Module]", SpectralNormalization]]  # by the layer's name
+_Trackers = dict[str, tuple["weakref.ref[nn.Module]", Tracker]]  # by the layer's name
 _TRACKERS: weakref.WeakKeyDictionary[nn.Module, _Trackers] = weakref.WeakKeyDictionary()
 
 
@@ -59,7 +61,7 @@ def spectral_penalty(model: nn.Module) -> Tensor:
         raise ValueError(
             f"{type(model).__name__} has no Linear or convolution layer to penalise; expected one at least."
         )
-    if normalisations(model):
+    if next(normalised(model), None):
         raise ValueError(
             f"{type(model).__name__} is normalised, so that a penalty on its norms does nothing; expected "
             "plain weights. Call remove_spectral_norm first, or leave the penalty out."
@@ -78,19 +80,17 @@ def spectral_penalty(model: nn.Module) -> Tensor:
 def _track(layers: dict[str, nn.Module]) -> _Trackers:
     """A tracker for each layer, which no module holds."""
     for name, layer in layers.items():
-        check_plain(layer, name)
+        check_plain(layer, "weight", name)
     engine, operators = Engine(), [as_operator(layer) for layer in layers.values()]
     small, trackers = is_small(operators), {}
-    for (name, layer), operator in zip(layers.items(), operators, strict=True):
-        tracker = SpectralNormalization(operator, 1.0, "hard", engine, thorough=small)
+    for place, ((name, layer), operator) in enumerate(zip(layers.items(), operators, strict=True)):
+        tracker = Tracker(operator, engine, place=place, thorough=small)
         tracker.attached(cast("Tensor", layer.weight))
         trackers[name] = (weakref.ref(layer), tracker)
     return trackers
 
 
-def _norm(tracker: SpectralNormalization, weight: Tensor) -> Tensor:
+def _norm(tracker: Tracker, weight: Tensor) -> Tensor:
     """The norm, 0-dim: its value from the state, its gradient through u^H K^(w) v at fixed vectors."""
-    sigma, direction = tracker.measure(weight)
-    flat = weight.to(sigma.dtype).reshape(direction.left.shape[0], direction.left.shape[2], -1)
-    bilinear = ((direction.left @ flat) * direction.right).sum()
-    return sigma + (bilinear - bilinear.detach())
+    sigma, left, right = tracker.measure(weight)
+    return norm_of(sigma, (weight, left, right))

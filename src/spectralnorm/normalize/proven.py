@@ -1,12 +1,15 @@
-"""Scaling a weight down until its layer's norm is proven to be at most a target."""
+"""Scaling a tensor down until the norm of its layer is proven to be at most a target."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from spectralnorm.bound import Bound
-from spectralnorm.measure import spectral_norm
+from spectralnorm.estimators import Certified
+from spectralnorm.operators.base import Operator
 
 __all__ = ["shrink_until_proven"]
 
@@ -14,14 +17,17 @@ _TRIES = 12
 
 
 @torch.no_grad()
-def shrink_until_proven(layer: nn.Module, weight: Tensor, target: float, rtol: float) -> Bound:
-    """Scale the weight, in place, by as little as a certified norm with this tolerance asks for.
+def shrink_until_proven(
+    weight: Tensor, operator: Callable[[Tensor], Operator], target: float, rtol: float, name: str
+) -> Bound:
+    """Scale a tensor, in place, by as little as a certified norm with this tolerance asks for.
 
     Args:
-        layer: the layer, which reads `weight`.
-        weight: its weight.
+        weight: the tensor.
+        operator: the layer's map with that tensor, which the norm of the map is proportional to.
         target: what the norm is to be at most, over all input sizes.
         rtol: tolerance of the certificate; the norm ends at most about so much below the target.
+        name: what errors call the layer.
 
     Returns:
         The last bound, with `upper <= target`.
@@ -29,14 +35,15 @@ def shrink_until_proven(layer: nn.Module, weight: Tensor, target: float, rtol: f
     Raises:
         ValueError: when the target lies where the weight's dtype has no numbers left.
     """
-    margin = 4 * torch.finfo(weight.dtype).eps  # rounding the scaled weight can raise the norm again
+    margin, zero = 4 * torch.finfo(weight.dtype).eps, not weight.any()  # rounding can raise the norm again
     for _ in range(_TRIES):
-        bound = spectral_norm(layer, certified=True, rtol=rtol)
-        if bound.upper <= target:
+        with torch.autocast(weight.device.type, enabled=False):
+            bound = Certified().estimate(operator(weight), None, rtol)
+        if bound.upper <= target and (zero or weight.any()):
             return bound
-        weight.mul_(target / bound.upper * (1 - margin))
+        weight.mul_(target / max(bound.upper, target) * (1 - margin))
         margin *= 2
     raise ValueError(
-        f"the norm of {type(layer).__name__} stays at {bound.upper:.6g} where at most {target:.6g} was asked for: "
+        f"{name}: its norm stays at {bound.upper:.6g} where at most {target:.6g} was asked for: "
         f"its weight of dtype {weight.dtype} cannot be scaled that finely. Convert it with .float() first."
     )

@@ -7,54 +7,61 @@ may step between two backward passes through the same graph, and both give the s
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, cast
 
 import torch
 from torch import Tensor
 
-__all__ = ["Direction", "scale_weight"]
+__all__ = ["Rule", "factor", "norm_of", "scale_weight"]
 
 _SMALLEST = 1e-30  # a norm below this is taken for zero: the weight is left as it is
 
 
-class Direction:
-    """The derivative of sigma with respect to the weight: U^T X in one group, zero in the others.
+@dataclass(frozen=True)
+class Rule:
+    """What a norm is brought to.
 
     Attributes:
-        left: (groups, 2, rows) real and imaginary part of u, zero but in the group that attains sigma.
-        right: (groups, 2, c_in/g * taps) real and imaginary part of v with the phases folded in.
+        target: the norm of the scaled layer.
+        mode: "hard" scales always, "soft" only norms above the target.
+        through_norm: whether gradients flow through the norm, or take it for a constant.
     """
 
-    def __init__(self, left: Tensor, right: Tensor) -> None:
-        self.left = left
-        self.right = right
+    target: float
+    mode: str = "hard"
+    through_norm: bool = True
+
+    def __str__(self) -> str:
+        constant = "" if self.through_norm else ", norm taken for a constant"
+        return f"target={self.target:g}, mode={self.mode!r}{constant}"
 
 
-def scale_weight(
-    weight: Tensor, sigma: Tensor, direction: Direction | None, target: float, *, soft: bool
-) -> Tensor:
+def scale_weight(weight: Tensor, sigma: Tensor, left: Tensor, right: Tensor, rule: Rule) -> Tensor:
     """The normalised weight: W target / sigma, or W min(1, target / sigma) when soft.
+
+    The derivative of sigma with respect to the weight is left^T right in one group, zero in the others.
 
     Args:
         weight: any shape.
-        sigma: 0-dim, the norm of the weight; its gradient is `direction`.
-        direction: the derivative of sigma; None when no gradient is asked for.
-        target: the norm to reach.
-        soft: leave weights whose norm is below the target.
+        sigma: 0-dim, the norm of the weight.
+        left: (groups, 2, rows) real and imaginary part of u, zero but in the group that attains sigma.
+        right: (groups, 2, c_in/g * taps) real and imaginary part of v with the phases folded in.
+        rule: what to bring the norm to.
 
     Returns:
         The scaled weight, twice differentiable with respect to `weight`.
     """
-    if direction is None:
-        return weight * _factor(sigma, target, soft)[0]
+    if not rule.through_norm:
+        return weight * factor(sigma, rule)[0].to(weight.dtype)
     apply = cast("Callable[..., tuple[Tensor, Tensor]]", _Scale.apply)
-    return apply(weight, sigma, direction.left, direction.right, target, soft)[0]
+    return apply(weight, sigma, left, right, rule)[0]
 
 
-def _factor(sigma: Tensor, target: float, soft: bool) -> tuple[Tensor, Tensor]:
-    """The scale, and whether it depends on sigma."""
-    active = sigma > (target if soft else _SMALLEST)
-    return torch.where(active, target / torch.where(active, sigma, 1.0), 1.0), active
+def factor(sigma: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
+    """What a rule multiplies by, 0-dim, and whether that depends on sigma."""
+    active = sigma > (rule.target if rule.mode == "soft" else _SMALLEST)
+    return torch.where(active, rule.target / torch.where(active, sigma, 1.0), 1.0), active
 
 
 class _Scale(torch.autograd.Function):
@@ -62,19 +69,52 @@ class _Scale(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, weight: Tensor, sigma: Tensor, left: Tensor, right: Tensor, target: float, soft: bool
+        ctx: Any, weight: Tensor, sigma: Tensor, left: Tensor, right: Tensor, rule: Rule
     ) -> tuple[Tensor, Tensor]:
-        scaled, sigma = weight * _factor(sigma, target, soft)[0], sigma.clone()
-        ctx.target, ctx.soft = target, soft
+        scaled, sigma = weight * factor(sigma, rule)[0].to(weight.dtype), sigma.clone()
+        ctx.rule = rule
         ctx.save_for_backward(scaled, sigma, left, right)
         return scaled, sigma
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor, grad_sigma: Tensor) -> tuple[Tensor | None, ...]:
         scaled, sigma, left, right = ctx.saved_tensors
-        scale, active = _factor(sigma, ctx.target, ctx.soft)
+        scale, active = factor(sigma, ctx.rule)
         # d(sW) = s dW - (s W / sigma) d sigma, and d sigma = <left^T right, dW>
-        along = (grad * scaled).sum(dtype=sigma.dtype)
-        weight_of_direction = grad_sigma - torch.where(active, along / torch.where(active, sigma, 1.0), 0.0)
-        outer = (left.mT * weight_of_direction) @ right  # (groups, rows, c_in/g * taps)
-        return grad * scale + outer.to(grad.dtype).reshape(grad.shape), None, None, None, None, None
+        along = _inner(grad, scaled).to(sigma.dtype)
+        change = grad_sigma - torch.where(active, along / torch.where(active, sigma, 1.0), 0.0)
+        shape = (left.shape[0], left.shape[2], right.shape[2])
+        whole = (grad * scale.to(grad.dtype)).reshape(shape)
+        left, right = (left.mT * change).to(grad.dtype), right.to(grad.dtype)
+        return torch.baddbmm(whole, left, right).reshape(grad.shape), None, None, None, None
+
+
+def _inner(a: Tensor, b: Tensor) -> Tensor:
+    """The sum of products, in at least float32; without a temporary where that is possible."""
+    if a.dtype == b.dtype and a.dtype in (torch.float32, torch.float64):
+        return torch.dot(a.reshape(-1), b.reshape(-1))
+    return (a * b).sum(dtype=torch.float32)
+
+
+def norm_of(sigma: Tensor, *slopes: tuple[Tensor, Tensor, Tensor]) -> Tensor:
+    """Sigma, 0-dim, with its derivative: for each (tensor, left, right) left^T right, in the tensor's shape."""
+    apply = cast("Callable[..., Tensor]", _Norm.apply)
+    return apply(sigma, *(part for slope in slopes for part in slope))
+
+
+class _Norm(torch.autograd.Function):
+    """Sigma of tensors, whose derivative is known."""
+
+    @staticmethod
+    def forward(ctx: Any, sigma: Tensor, *slopes: Tensor) -> Tensor:
+        ctx.save_for_backward(*slopes[1::3], *slopes[2::3])
+        ctx.likes = [(tensor.shape, tensor.dtype) for tensor in slopes[::3]]
+        return sigma.clone()
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        saved, count = ctx.saved_tensors, len(ctx.likes)
+        found: list[Tensor | None] = []
+        for (shape, dtype), left, right in zip(ctx.likes, saved[:count], saved[count:], strict=True):
+            found += [torch.bmm(left.mT * grad, right).reshape(shape).to(dtype), None, None]
+        return None, *found

@@ -15,14 +15,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from spectralnorm.operators.fourier import SymbolStack
+from spectralnorm.estimators.ascent import Tracks
+from spectralnorm.operators.fourier import Symbol, SymbolStack
 
 if TYPE_CHECKING:
-    from spectralnorm.normalize.parametrization import SpectralNormalization
+    from spectralnorm.normalize.tracker import Tracker
 
-__all__ = ["Member", "Slots", "Stack"]
+__all__ = ["TRACKS", "Member", "Slots", "Sources", "Stack"]
 
-Member = tuple["SpectralNormalization", Tensor]  # with its weight
+TRACKS = 8  # of each group; the first leads
+
+Sources = tuple[Tensor, ...]  # what a symbol is made of: the weight first
+Member = tuple["Tracker", Sources]
 Slots = tuple[tuple[int, int], ...]  # which of a group's tracks: ranges of them
 
 _NAMES = ("u", "w", "v", "heights")
@@ -32,25 +36,57 @@ class Stack:
     """Members side by side, held weakly; their vectors padded with zeros to the largest.
 
     Args:
-        members: layers with equal `stack_key`, and their weights.
+        members: layers with equal `stack_key`.
+        symbols: theirs.
+        places: addresses of their weights, where those are read in place.
     """
 
-    def __init__(self, members: Sequence[Member]) -> None:
-        self._members = [weakref.ref(member) for member, _ in members]
-        self._places = [weight.data_ptr() for _, weight in members]
-        self._own = [[member.get_buffer(name) for name in _NAMES] for member, _ in members]
+    def __init__(self, members: Sequence[Tracker], symbols: Sequence[Symbol], places: Sequence[int] = ()) -> None:
+        self._members = list(map(weakref.ref, members))
+        self._own = [[member.get_buffer(name) for name in _NAMES] for member in members]
         self._views: dict[tuple[Slots, int], _Views] = {}
-        self.symbol = SymbolStack([member.symbol(weight) for member, weight in members])
+        self.symbol = SymbolStack(symbols)
+        self._places = list(places)
         # a weight in another layout or dtype is copied to be read: that copy serves one step
-        self._in_place = all(
-            part.weight.data_ptr() == place for part, place in zip(self.symbol.parts, self._places, strict=True)
-        )
+        self._in_place = [symbol.weight.data_ptr() for symbol in symbols] == self._places
+
+    @classmethod
+    def of(cls, members: Sequence[Member]) -> Stack:
+        """The stack of these layers, with their weights as they are."""
+        trackers = [member for member, _ in members]
+        symbols = [member.symbol(sources) for member, sources in members]
+        return cls(trackers, symbols, [sources[0].data_ptr() for _, sources in members])
+
+    def rescale(self, members: Sequence[Member]) -> None:
+        """Take up what is folded into the weights, which moves with them."""
+        scales = [member.scales(sources) for member, sources in members]
+        if any(scale is not None for pair in scales for scale in pair):
+            self.symbol.scale(scales)
+
+    def padded(self, found: Sequence[Tracks | None]) -> Tracks | None:
+        """Tracks of some members as tracks of the stack; a group without any gets copies of zero vectors."""
+        some = [tracks for tracks in found if tracks is not None]
+        if not some:
+            return None
+        groups, count = self.symbol.groups, max(tracks.w.shape[1] for tracks in some)
+        basis = some[0].basis.new_zeros(groups, count, 3, self.symbol.rows)
+        w = some[0].w.new_zeros(groups, count, self.symbol.layout.axes)
+        for tracks, span in zip(found, self.symbol.spans, strict=True):
+            if tracks is not None:
+                basis[span, : tracks.w.shape[1], :, : tracks.basis.shape[3]] = tracks.basis
+                w[span, : tracks.w.shape[1]] = tracks.w
+        return Tracks(basis, w, w.new_zeros(groups, count))
+
+    def drift(self, changes: Tensor) -> None:
+        """Tell each member by what share its heights have moved in this step: changes (g,)."""
+        for member, span in zip(self.members, self.symbol.spans, strict=True):
+            member.drift += float(changes[span].amax())
 
     def __len__(self) -> int:
         return len(self._members)
 
     @property
-    def members(self) -> list[SpectralNormalization]:
+    def members(self) -> list[Tracker]:
         """The layers that are still there."""
         return [member for ref in self._members if (member := ref()) is not None]
 
@@ -59,10 +95,10 @@ class Stack:
         turn = members[0][0].turn
         return self._in_place and all(
             ref() is member
-            and weight.data_ptr() == place
+            and sources[0].data_ptr() == place
             and member.turn == turn
             and all(member._buffers[name] is buffer for name, buffer in zip(_NAMES, own, strict=True))
-            for (member, weight), ref, place, own in zip(
+            for (member, sources), ref, place, own in zip(
                 members, self._members, self._places, self._own, strict=True
             )
         )
@@ -99,7 +135,7 @@ class Stack:
                 there.lead(leaders[span], left[span, :, :rows], right[span, :, :columns])
 
     @cached_property
-    def _spans(self) -> list[tuple[weakref.ref[SpectralNormalization], slice, int, int]]:
+    def _spans(self) -> list[tuple[weakref.ref[Tracker], slice, int, int]]:
         """Of each member, its groups in the stack and what of a padded vector is its own."""
         parts = zip(self._members, self.symbol.spans, self.symbol.parts, strict=True)
         return [(member, span, *part.flat.shape[1:]) for member, span, part in parts]

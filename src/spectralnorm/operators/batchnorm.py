@@ -12,7 +12,7 @@ from spectralnorm.operators.conv import ConvOperator
 from spectralnorm.operators.dense import DenseOperator
 from spectralnorm.operators.transposed import TransposedConvOperator
 
-__all__ = ["BATCHNORM_AXES", "batchnorm_operator", "fold_batchnorm", "folds", "is_batchnorm"]
+__all__ = ["BATCHNORM_AXES", "BatchNorm", "batchnorm_operator", "fold_batchnorm", "folds", "is_batchnorm"]
 
 BATCHNORM_AXES: dict[type[nn.Module], int] = {
     nn.BatchNorm1d: 1,

@@ -113,10 +113,15 @@ class Symbol:
     Attributes:
         weight: (g, c_out/g, c_in/g, taps), a view of the layer's weight.
         layout: where the taps sit.
+        row_scale: (g, c_out/g) factors of the rows in `read` and `read_adjoint`, or None: of a BatchNorm that is
+            folded in without a copy of the weight.
+        column_scale: (g, c_in/g) the same of the columns.
     """
 
     weight: Tensor
     layout: TapLayout
+    row_scale: Tensor | None = None
+    column_scale: Tensor | None = None
 
     @property
     def groups(self) -> int:
@@ -140,7 +145,17 @@ class Symbol:
 
     def to(self, dtype: torch.dtype) -> Symbol:
         """The same symbol, detached, with weights of this dtype."""
-        return Symbol(self.weight.detach().to(dtype), self.layout.on(self.weight.device))
+        weight = self.weight.detach().to(dtype)
+        return Symbol(weight, self.layout.on(weight.device), self.row_scale, self.column_scale)
+
+    def plain(self) -> Symbol:
+        """The same symbol with its scales multiplied into a copy of the weight."""
+        weight = self.weight
+        if self.row_scale is not None:
+            weight = weight * self.row_scale[:, :, None, None]
+        if self.column_scale is not None:
+            weight = weight * self.column_scale[:, None, :, None]
+        return Symbol(weight, self.layout)
 
     def at(self, w: Tensor) -> Tensor:
         """The blocks K^(w) for float64 frequencies w (m, axes): complex (m, g, rows, columns)."""
@@ -153,15 +168,19 @@ class Symbol:
     def read_adjoint(self, u: Tensor) -> Tensor:
         """K_t^T u for every tap at once, one read of the kernel: (g, m, rows) -> (g, m, c_in/g, taps)."""
         m = u.shape[1]
+        u = u if self.row_scale is None else u * self.row_scale[:, None]
         images = self._times_kernel(torch.cat([u.real, u.imag], 1))
         images = images.view(*images.shape[:2], -1, self.weight.shape[3])
-        return torch.complex(images[:, :m], images[:, m:])
+        whole = torch.complex(images[:, :m], images[:, m:])
+        return whole if self.column_scale is None else whole * self.column_scale[:, None, :, None]
 
     def read(self, folded: Tensor) -> Tensor:
         """K^(w) v with the phases folded into v, one read: (g, m, c_in/g, taps) -> (g, m, rows)."""
         m = folded.shape[1]
+        folded = folded if self.column_scale is None else folded * self.column_scale[:, None, :, None]
         product = self._times_transpose(torch.cat([folded.real, folded.imag], 1).flatten(2))
-        return torch.complex(product[:, :m], product[:, m:])
+        whole = torch.complex(product[:, :m], product[:, m:])
+        return whole if self.row_scale is None else whole * self.row_scale[:, None]
 
     def _times_kernel(self, x: Tensor) -> Tensor:
         """Real (g, n, rows) @ kernel -> (g, n, c_in/g * taps)."""
@@ -219,6 +238,22 @@ class SymbolStack(Symbol):
         spans = [slice(end - part.groups, end) for part, end in zip(parts, ends, strict=True)]
         object.__setattr__(self, "parts", tuple(parts))
         object.__setattr__(self, "spans", tuple(spans))
+        self.scale([(part.row_scale, part.column_scale) for part in parts])
+
+    def scale(self, scales: Sequence[tuple[Tensor | None, Tensor | None]]) -> None:
+        """Take up each part's scales of rows and columns."""
+        pairs = zip(self.parts, scales, strict=True)
+        object.__setattr__(self, "parts", tuple(Symbol(part.weight, part.layout, *pair) for part, pair in pairs))
+        for axis, name in enumerate(("row_scale", "column_scale")):
+            known = [pair[axis] for pair in scales]
+            whole = None
+            if any(scale is not None for scale in known):
+                most = max(part.weight.shape[1 + axis] for part in self.parts)
+                whole = self.parts[0].weight.new_ones(self.groups, most)
+                for scale, span in zip(known, self.spans, strict=True):
+                    if scale is not None:
+                        whole[span, : scale.shape[1]] = scale
+            object.__setattr__(self, name, whole)
 
     parts: tuple[Symbol, ...]
     spans: tuple[slice, ...]

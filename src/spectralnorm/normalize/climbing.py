@@ -1,0 +1,72 @@
+"""Climbing with all tracks of a stack, and with those that a survey of all frequencies adds."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from spectralnorm.estimators.ascent import Tracks, sweep
+from spectralnorm.estimators.tracked import frequency_step
+from spectralnorm.normalize.stack import TRACKS, Stack
+from spectralnorm.normalize.survey import peaks, survey
+from spectralnorm.operators.fourier import Symbol
+
+if TYPE_CHECKING:
+    from spectralnorm.normalize.tracker import Tracker
+
+__all__ = ["climb", "look"]
+
+_STILL = 1e-4  # relative gain of a sweep at which a small model's step ends
+_MOST = 8  # sweeps a step in a small model at most,
+_BLIND = 3  # sweeps where the gain is not asked for, since that would stop a GPU's stream,
+_LARGE = 2  # and sweeps in a large model
+_PEAKS = 6  # of a survey, that climb beside the tracks
+
+
+def climb(stack: Stack, first: Tracker, *, tracks: int = TRACKS, found: Tracks | None = None) -> None:
+    """LOBPCG sweeps; in a small model until the highest track gains next to nothing.
+
+    Args:
+        stack: the layers.
+        first: one of them.
+        tracks: how many of the stack's own climb, the leader first.
+        found: further ones; the best of all are kept.
+    """
+    symbol, slots = stack.symbol, ((0, tracks),)
+    basis, w, _, known = stack.load(slots, 3)
+    if not first.thorough:
+        basis[:, :, 1:] = 0  # directions and residuals of some earlier climb
+    climbing = Tracks(basis, w, w.new_zeros(w.shape[:2]))
+    climbing = climbing if found is None else climbing.beside(found)
+    best, watched = w.new_zeros(w.shape[0]), w.device.type == "cpu"
+    for _ in range(first.sweeps * (_LARGE if not first.thorough else _MOST if watched else _BLIND)):
+        climbing = sweep(symbol, climbing, frequency_step(symbol, None, everywhere=False))
+        before, best = best, climbing.height.amax(1)
+        if watched and not bool((best > before * (1 + _STILL)).any()):
+            break
+    if watched and first.thorough:
+        moved = (climbing.height[:, :tracks] - known).abs().amax(1)
+        stack.drift(moved / best.clamp_min(1e-30))
+    if found is not None:
+        return _store(stack, climbing.take(climbing.distinct(tracks)))
+    place = torch.arange(tracks, device=w.device)
+    leader = climbing.height.argmax(1, keepdim=True)
+    return _store(stack, climbing.take(torch.where(place == 0, leader, torch.where(place == leader, 0, place))))
+
+
+def look(member: Tracker, symbol: Symbol, rounds: int) -> Tracks:
+    """Survey a layer, and give the peaks as tracks."""
+    x = torch.view_as_complex(member.grid)
+    heights = survey(symbol, x, rounds)
+    return peaks(symbol, x, heights, _PEAKS)
+
+
+def _store(stack: Stack, tracks: Tracks) -> None:
+    """Write all tracks of a stack to its members, with the leaders' right vectors."""
+    assert tracks.images is not None  # noqa: S101 - every sweep leaves them
+    symbol, slots = stack.symbol, ((0, tracks.w.shape[1]),)
+    phases = symbol.layout.phases(tracks.w[:, 0])
+    v = symbol.unfold(tracks.images[:, 0, 0], phases)
+    v = v / tracks.height[:, 0, None, None].clamp_min(1e-30)
+    stack.store(slots, (tracks.basis, v, tracks.w, tracks.height), (tracks.basis[:, 0, 0], symbol.fold(v, phases)))

@@ -1,0 +1,92 @@
+"""Normalising a layer together with the BatchNorm behind it: the factor goes to gamma.
+
+A factor on the layer's weight would be undone by the BatchNorm, which divides by what it sees; on gamma it stays
+(Gouk et al. 2021, Farnia et al. 2019). The map that is measured is that of eval mode: gamma / sqrt(var + eps)
+times the layer, by the running statistics.
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from spectralnorm.normalize.engine import Engine
+from spectralnorm.normalize.opaque import ask
+from spectralnorm.normalize.parametrization import Normalization, parametrizations_of
+from spectralnorm.normalize.scaling import Rule, factor, norm_of
+from spectralnorm.normalize.stack import Sources
+from spectralnorm.operators.base import Operator
+from spectralnorm.operators.batchnorm import BatchNorm
+
+__all__ = ["FoldedNormalization"]
+
+
+class FoldedNormalization(Normalization):
+    """Scales the gamma of a BatchNorm so that the fused map of a layer and it has the target for its norm.
+
+    Attributes:
+        pair: the layer and the BatchNorm; a plain tuple, so that they are no parts of this module.
+        on_columns: whether the BatchNorm's channels are columns of the symbol, as of a transposed convolution's.
+    """
+
+    def __init__(
+        self,
+        operator: Operator,
+        rule: Rule,
+        engine: Engine,
+        pair: tuple[nn.Module, BatchNorm],
+        *,
+        on_columns: bool,
+        **options: Any,
+    ) -> None:
+        super().__init__(operator, rule, engine, **options)
+        self.pair, self.on_columns = pair, on_columns
+
+    def forward(self, gamma: Tensor) -> Tensor:
+        """The scaled gamma; in training, the state first moves if weight, gamma or statistics have changed."""
+        layer, norm = self.pair
+        weight, variance = cast("Tensor", layer.weight), cast("Tensor", norm.running_var)
+        sigma, left, right = ask(self, weight, gamma, variance)
+        if not self.rule.through_norm:
+            return gamma * factor(sigma, self.rule)[0].to(gamma.dtype)
+        scale = (gamma.detach() * (variance + norm.eps).rsqrt()).to(sigma.dtype).reshape(len(left), 1, -1)
+        energy = sigma * self._energy(left, right)  # of each channel in u^H K^(w) v, which is linear in gamma
+        if self.on_columns:
+            right = (right.unflatten(2, (scale.shape[2], -1)) * scale[..., None]).flatten(2)
+        else:
+            left = left * scale
+        slope = energy / torch.where(gamma == 0, 1.0, gamma.detach()).to(sigma.dtype)
+        one = torch.ones_like(slope[None, :1, None])
+        found = norm_of(sigma, (weight, left, right), (gamma, slope[None, None], one))
+        scaled: Tensor = gamma * factor(found, self.rule)[0].to(gamma.dtype)
+        return scaled
+
+    def sources_on(self, layer: nn.Module, tensor: str) -> Sources:
+        """The weight of the layer before, the trained gamma, and the running variance."""
+        before, norm = self.pair
+        gamma = parametrizations_of(layer, tensor).original
+        return cast("Tensor", before.weight), gamma, cast("Tensor", norm.running_var)
+
+    def _energy(self, left: Tensor, right: Tensor) -> Tensor:
+        """(c,) |u_i|^2, or |v_j|^2 over the components of the columns; zero outside the leading group."""
+        if not self.on_columns:
+            return left.square().sum(1).flatten()
+        leads = (left.square().sum((1, 2)) > 0).to(right)
+        taps = right.unflatten(2, (-1, self._layout.positions.shape[0]))
+        each = taps[..., self._first_taps].square().sum((1, 3))  # a component's taps all repeat its v
+        energy: Tensor = (each * leads[:, None]).flatten()
+        return energy
+
+    @property
+    def _first_taps(self) -> list[int]:
+        known = self._layout.component.tolist()
+        return [known.index(component) for component in range(self._layout.components)]
+
+    def scales(self, sources: Sources) -> tuple[Tensor | None, Tensor | None]:
+        """Gamma / sqrt(var + eps) for the rows, or for the columns."""
+        _, gamma, variance = (source.detach() for source in sources)
+        scale = gamma.double() * (variance.double() + self.pair[1].eps).rsqrt()
+        scale = scale.to(self.heights.dtype).reshape(self.blocks[0], -1)
+        return (None, scale) if self.on_columns else (scale, None)

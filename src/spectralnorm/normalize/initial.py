@@ -1,0 +1,39 @@
+"""A start that keeps signals alive through deep normalised nets: orthogonal matrices at the centre tap.
+
+Xiao et al., "Dynamical Isometry and a Mean Field Theory of CNNs" (ICML 2018, arXiv 1806.05393): a random kernel
+of norm 1 shrinks a typical signal to a third or less, and a deep net of them to nothing; one that is orthogonal at
+its centre tap and zero elsewhere keeps the length of every input that has no more channels than the output.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from spectralnorm.normalize.sites import Site
+
+__all__ = ["orthogonal_"]
+
+
+@torch.no_grad()
+def orthogonal_(site: Site) -> None:
+    """Set a layer's weight so, in place, from torch's global generator, as `torch.nn.init.orthogonal_` does."""
+    layer = site.layer if site.pair is None else site.pair[0]
+    weight = cast("Tensor", getattr(layer, site.tensor if site.pair is None else "weight"))
+    if not isinstance(layer, (nn.Linear, nn.MultiheadAttention, nn.modules.conv._ConvNd)):
+        raise ValueError(
+            f"init='orthogonal' cannot set the weight of {site.name or 'the layer'} ({type(layer).__name__}); "
+            "expected Linear, Conv and ConvTranspose layers. Initialise yours by hand, and leave init out."
+        )
+    groups = (
+        layer.groups if isinstance(layer, nn.modules.conv._ConvNd) else 3 if site.tensor == "in_proj_weight" else 1
+    )
+    fresh = torch.zeros_like(weight)
+    for block in fresh.chunk(groups):
+        tap = block
+        for k in weight.shape[2:]:
+            tap = tap.select(2, k // 2)
+        tap.copy_(nn.init.orthogonal_(torch.empty(tap.shape, device=weight.device)))
+    weight.copy_(fresh)

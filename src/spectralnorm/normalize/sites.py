@@ -1,0 +1,173 @@
+"""Where a model can be normalised, its pairs with BatchNorms and attention among it; and where it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from spectralnorm.normalize.parametrization import Normalization, parametrizations_of
+from spectralnorm.operators.base import Operator
+from spectralnorm.operators.batchnorm import BatchNorm, fold_batchnorm, is_batchnorm
+from spectralnorm.operators.raw import conv_operator
+from spectralnorm.operators.registry import as_operator, has_operator
+from spectralnorm.operators.transposed import TransposedConvOperator
+
+__all__ = ["Site", "check_pairs", "check_plain", "find_sites", "is_normalizable", "normalised"]
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A tensor to scale.
+
+    Attributes:
+        name: of the layer whose norm is held, as in `model.named_modules()`; with the tensor's for attention.
+        layer: the module that holds the tensor.
+        tensor: its name there.
+        operator: the map whose norm is held.
+        pair: a layer and its BatchNorm, when the tensor is the BatchNorm's gamma.
+    """
+
+    name: str
+    layer: nn.Module
+    tensor: str
+    operator: Operator
+    pair: tuple[nn.Module, BatchNorm] | None = None
+
+    @property
+    def on_columns(self) -> bool:
+        """Whether the BatchNorm's channels are the columns of the symbol."""
+        return self.pair is not None and isinstance(as_operator(self.pair[0]), TransposedConvOperator)
+
+
+def is_normalizable(layer: nn.Module) -> bool:
+    """Whether a layer's weight is to be scaled: a BatchNorm's map depends on its statistics too."""
+    return has_operator(layer) and not is_batchnorm(layer)
+
+
+def find_sites(model: nn.Module, pairs: Mapping[str, str]) -> list[Site]:
+    """Every tensor of a model that is to be scaled, each checked to be plain.
+
+    Args:
+        model: a layer or model.
+        pairs: layers by name, with the names of the BatchNorms to fold into them.
+
+    Returns:
+        The sites, in the model's order.
+    """
+    sites: list[Site] = []
+    for name, module in model.named_modules():
+        if is_normalizable(module):
+            check_plain(module, "weight", name)
+            if name in pairs:
+                sites.append(_folded(name, module, pairs[name], model.get_submodule(pairs[name])))
+            else:
+                sites.append(Site(name, module, "weight", as_operator(module)))
+            if name == "":
+                break
+        elif type(module) is nn.MultiheadAttention:
+            sites += _attention(name, module)
+    return sites
+
+
+def _folded(name: str, layer: nn.Module, norm_name: str, norm: nn.Module) -> Site:
+    if not is_batchnorm(norm):
+        raise ValueError(
+            f"pairs: {norm_name!r} is a {type(norm).__name__}; expected the BatchNorm that alone reads the output "
+            f"of {name!r}. Name that, or leave the pair out."
+        )
+    if norm.weight is not None:
+        check_plain(norm, "weight", norm_name, operator=False)
+    return Site(name, norm, "weight", fold_batchnorm(as_operator(layer), norm), (layer, norm))
+
+
+def _attention(name: str, module: nn.MultiheadAttention) -> list[Site]:
+    """The projections of queries, keys and values: of each its own norm, of which the largest counts."""
+    tensors = (
+        ("in_proj_weight",) if module._qkv_same_embed_dim else ("q_proj_weight", "k_proj_weight", "v_proj_weight")
+    )
+    sites = []
+    for tensor in tensors:
+        check_plain(module, tensor, name, operator=False)
+        weight = cast("Tensor", getattr(module, tensor))
+        # (3 E, E): three matrices side by side, as the groups of a pointwise convolution
+        operator = conv_operator(weight[..., None], groups=3 if tensor == "in_proj_weight" else 1)
+        sites.append(Site(f"{name}.{tensor}".lstrip("."), module, tensor, operator))
+    return sites
+
+
+def normalised(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Normalization, int]]:
+    """Every normalised tensor of a model.
+
+    Yields:
+        Name and module of its holder, its own name, what scales it, and how many parametrizations it has.
+
+    Raises:
+        TypeError: for something that is not a module.
+    """
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"Expected a torch.nn.Module, got {type(model).__name__}.")
+    for name, layer in model.named_modules():
+        if parametrize.is_parametrized(layer):
+            for tensor in cast("nn.ModuleDict", layer.parametrizations):
+                chain = parametrizations_of(layer, tensor)
+                for part in chain:
+                    if isinstance(part, Normalization):
+                        yield name, layer, tensor, part, len(chain)
+
+
+def check_plain(layer: nn.Module, tensor: str, name: str, *, operator: bool = True) -> None:
+    """Raise a ValueError unless a layer's tensor is a plain parameter, which its operator shares."""
+    owner = f"{name or type(layer).__name__}.{tensor}"
+    if parametrize.is_parametrized(layer, tensor):
+        others = ", ".join(type(p).__name__ for p in parametrizations_of(layer, tensor))
+        raise ValueError(
+            f"{owner} is already parametrised by {others}; expected a plain weight. "
+            "Bake that in first with torch.nn.utils.parametrize.remove_parametrizations."
+        )
+    plain = layer._parameters.get(tensor, layer._buffers.get(tensor))
+    if plain is None or (operator and not _same(as_operator(layer).weight, plain)):
+        raise ValueError(
+            f"{name or type(layer).__name__} has no plain parameter {tensor!r} that is its operator's weight; "
+            "expected one. Remove what makes it (a hook of spectral_norm, weight_norm or pruning) first."
+        )
+
+
+@torch.no_grad()
+def _same(one: Tensor, other: Tensor) -> bool:
+    return one.shape == other.shape and bool((one == other.to(one.dtype)).all())
+
+
+def check_pairs(model: nn.Module, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
+    """The pairs a user named, as a dictionary, their modules found in the model.
+
+    Args:
+        model: the model.
+        pairs: names of a layer and of the BatchNorm that alone reads it.
+
+    Returns:
+        Layer to BatchNorm.
+
+    Raises:
+        ValueError: for a name the model lacks, a layer that cannot be normalised, or a name that occurs twice.
+    """
+    modules, found = dict(model.named_modules()), dict(pairs)
+    names = [name for pair in pairs for name in pair]
+    if len(set(names)) != len(names):
+        raise ValueError(f"pairs={pairs!r} name a layer twice; expected each layer and BatchNorm in one pair.")
+    for name in names:
+        if name not in modules:
+            raise ValueError(
+                f"pairs: the model has no module {name!r}; expected names as in model.named_modules()."
+            )
+    for name in found:
+        if not is_normalizable(modules[name]):
+            raise ValueError(
+                f"pairs: {name!r} is a {type(modules[name]).__name__}; expected a Linear, Conv or ConvTranspose "
+                "first, then its BatchNorm."
+            )
+    return found

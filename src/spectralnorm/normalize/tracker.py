@@ -1,0 +1,328 @@
+"""What follows the spectral norm of one layer through training: a handful of tracks, and the leading triple.
+
+The state moves once each time the weight has changed, in training only; asking again changes nothing.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from spectralnorm.estimators.ascent import lengths, normalised, power_sweep
+from spectralnorm.estimators.tracked import Tracked
+from spectralnorm.normalize.engine import Engine
+from spectralnorm.normalize.fingerprint import alike, fingerprint
+from spectralnorm.normalize.opaque import enlist
+from spectralnorm.normalize.stack import TRACKS, Slots, Sources, Stack
+from spectralnorm.normalize.survey import frequencies, random_vectors, survey
+from spectralnorm.operators.base import Operator, compute_dtype, undisturbed
+from spectralnorm.operators.fourier import Symbol
+
+__all__ = ["Tracker"]
+
+_SURVEY = 10  # steps between surveys in a small model at most; sooner where heights have moved
+_DRIFT = 0.02  # by this share in all; and each
+_SURVEY_BLIND = 3  # steps where that is not known, since asking would stop a GPU's stream;
+_DRIFT_LARGE = 0.2  # or by this share in all
+_SURVEY_COLD = 4  # rounds of the first survey
+_SURVEY_LARGE = 100  # in a large model, where each layer has its own turn
+_ROTATION = 7  # steps per sweep of a track beside the leader in a large model; odd, for the halves to alternate
+_BUFFERS = ("u", "v", "w", "heights", "grid")
+_Mark = tuple[tuple[int, int], ...]  # version and address of each source
+_Lead = tuple[Tensor, Tensor, Tensor]  # sigma (); left (g, 2, rows), right (g, 2, c_in/g * taps), its derivative
+
+
+class _Seen:
+    """What a tracker knows of the tensors it last met; a plain object, since nn.Module's setattr is slow.
+
+    Attributes:
+        sources: the tensors, held weakly.
+        mark: of the sources the state belongs to.
+        lead: sigma and its derivative, for the sources of `lead_mark`.
+        lead_mark: see `lead`.
+        joined: whether the engine knows the tracker.
+    """
+
+    __slots__ = ("joined", "lead", "lead_mark", "mark", "sources")
+
+    def __init__(self) -> None:
+        self.sources: tuple[weakref.ref[Tensor], ...] = ()
+        self.mark: _Mark | None = None
+        self.lead: _Lead | None = None
+        self.lead_mark: _Mark | None = None
+        self.joined = False
+
+    def known(self) -> Sources | None:
+        """The tensors, if they are all still there."""
+        found = tuple(source() for source in self.sources)
+        return None if not found or any(source is None for source in found) else cast("Sources", found)
+
+
+class Tracker(nn.Module):
+    """The size-free spectral norm of one layer, followed through training.
+
+    Buffers (complex numbers as a last axis of 2; slot 0 of the m tracks leads its group): `u` (g, m, 3, rows, 2),
+    each track's left vector, last direction and residual; `v` (g, c_in/g, components, 2), the leaders' right
+    vectors; `w` (g, m, axes), frequencies; `heights` (g, m); `grid` (g, F, rows, 2), a vector for each frequency
+    that a survey looks at. The norm is the highest leader's height.
+
+    Attributes:
+        sweeps: sweeps per change of the weight.
+        engine: moves the states of all layers of a model together.
+        place: of the layer in its model: large layers' bursts of scouts take turns by it.
+        thorough: whether a step sweeps every track, with scouts among them, or does the least that keeps up.
+        turn: how often the state has moved.
+        rested: moves since the last survey.
+        drift: share by which heights have moved since then.
+        blocks: (g, rows, c_in/g, taps), shape of the symbol's weight.
+        handle: what compiled code calls the tracker by.
+    """
+
+    u: Tensor
+    v: Tensor
+    w: Tensor
+    heights: Tensor
+    grid: Tensor
+
+    def __init__(
+        self, operator: Operator, engine: Engine, *, place: int = 0, sweeps: int = 1, thorough: bool = True
+    ) -> None:
+        super().__init__()
+        symbol = operator.symbol()
+        self.engine, self.place, self.sweeps, self.thorough, self.turn = engine, place, sweeps, thorough, 0
+        self.rested, self.drift = 0, 0.0
+        self.blocks = tuple(symbol.weight.shape)
+        self._layout = symbol.layout
+        self._key = (str(self._layout.positions.tolist()), str(self._layout.component.tolist()), sweeps)
+        self._seen = _Seen()
+        self._pending: str | None = None  # "check" or "converge" at the next use: after a copy, after a write
+        self._print: tuple[float, ...] = ()  # for "check": fingerprint of the sources the state belongs to
+        self._attached = False
+        self.handle = enlist(self)
+        with torch.inference_mode(False):
+            self._allocate(operator.weight)
+        self._converge(symbol)
+
+    def _allocate(self, weight: Tensor) -> None:
+        groups, rows, columns, _ = self.blocks
+        axes, components = self._layout.axes, self._layout.components
+        points = len(frequencies(self._layout.degrees))
+        shapes = ((TRACKS, 3, rows, 2), (columns, components, 2), (TRACKS, axes), (TRACKS,), (points, rows, 2))
+        for name, shape in zip(_BUFFERS, shapes, strict=True):
+            zeros = torch.zeros((groups, *shape), dtype=compute_dtype(weight), device=weight.device)
+            self.register_buffer(name, zeros)
+
+    def symbol(self, sources: Sources) -> Symbol:
+        """The symbol of these tensors, detached, on their device; the first is the weight."""
+        weight = sources[0]
+        flat = weight.detach().to(self.heights.dtype).reshape(self.blocks)
+        return Symbol(flat, self._layout.on(weight.device), *self.scales(sources))
+
+    def scales(self, sources: Sources) -> tuple[Tensor | None, Tensor | None]:
+        """Factors of the symbol's rows and columns, where something is folded into the weight."""
+        del sources
+        return None, None
+
+    def stack_key(self, sources: Sources) -> tuple[Any, ...]:
+        """Layers with equal keys can be swept together."""
+        phase = self.turn % (_ROTATION * (TRACKS - 1))
+        return (self._key, self.heights.dtype, sources[0].device, self.thorough, phase)
+
+    def wants_survey(self) -> bool:
+        """Whether a survey is due now; if so, the count starts anew."""
+        self.rested += 1
+        if not any(self._layout.degrees):  # one frequency: nothing to find
+            return False
+        if self.thorough:
+            most = _SURVEY if self.heights.device.type == "cpu" else _SURVEY_BLIND
+            due = self.rested >= most or self.drift > _DRIFT
+        else:
+            due = (self.turn + self.place) % _SURVEY_LARGE == 0 or self.drift > _DRIFT_LARGE
+        if due:
+            self.rested, self.drift = 0, 0.0
+        return due
+
+    def halves(self) -> tuple[bool, bool]:
+        """Whether the next step in a large model computes K^(w)^H x, and whether K^(w) v: they take turns."""
+        rest = self.turn % _ROTATION
+        both = rest == 0 or self.sweeps > 1  # another track comes along, or several sweeps are asked for
+        return both or rest % 2 == 1, both or rest % 2 == 0
+
+    def slots(self) -> Slots:
+        """The tracks the next step sweeps in a large model: the leaders, and at times one other in rotation."""
+        turn, rest = divmod(self.turn, _ROTATION)
+        other = 1 + turn % (TRACKS - 1)
+        return ((0, 1),) if rest else ((0, 1), (other, other + 1))
+
+    @property
+    def sigma(self) -> Tensor:
+        """The norm of the unscaled weight, as of the last move of the state."""
+        return self.heights[:, 0].amax()
+
+    # -- the weight ---------------------------------------------------------------------------------
+
+    def measure(self, *sources: Tensor) -> _Lead:
+        """The norm as the state knows it, and its derivative; the state moves first if it has to."""
+        seen = self._seen
+        if len(seen.sources) != len(sources) or any(
+            (there := ref()) is None or there.data_ptr() != source.data_ptr()
+            for ref, source in zip(seen.sources, sources, strict=True)
+        ):  # compiled code passes aliases that do not outlive it: a parameter is kept in their place
+            seen.sources = tuple(weakref.ref(source) for source in sources)
+        if not seen.joined:
+            self.engine.join(self)
+            seen.joined = True
+        if self._pending is not None:
+            self._settle(sources)
+        mark = self.mark_of(sources)
+        if not self._attached:
+            self.mark(sources)  # torch calls this while registering, with the weight just measured
+        if self.training and seen.mark != mark:
+            self.engine.update()
+        if seen.lead is None or seen.lead_mark != mark:
+            self._lead_on(sources, mark)
+        assert seen.lead is not None  # noqa: S101 - either the engine or `_lead_on` has set it
+        return seen.lead
+
+    def known(self) -> Sources | None:
+        """The tensors last met, if they are all still there."""
+        return self._seen.known()
+
+    def mark_of(self, sources: Sources) -> _Mark:
+        """What changes when PyTorch writes to a tensor or another takes its place; `.data` writes go unseen."""
+        return tuple((0 if s.is_inference() else s._version, s.data_ptr()) for s in sources)
+
+    def attached(self, *sources: Tensor) -> None:
+        """Note that a layer carries this tracker now, and that the state belongs to its weight."""
+        self._attached = True
+        self._pending = None
+        self._seen.sources = tuple(map(weakref.ref, sources))
+        self.mark(sources)
+
+    def changed(self) -> Sources | None:
+        """The sources, when in training and changed since the state last moved."""
+        known = self._seen.known()
+        if known is None or not self.training or self._pending or self._seen.mark == self.mark_of(known):
+            return None
+        return known
+
+    def mark(self, sources: Sources) -> None:
+        """Note that the state, and the lead, belong to the sources as they are now."""
+        self._seen.mark = self._seen.lead_mark = self.mark_of(sources)
+
+    def lead(self, heights: Tensor, left: Tensor, right: Tensor) -> None:
+        """Take sigma and its derivative from the leaders: heights (g,), left (g, 2, rows), right (g, 2, ...)."""
+        if len(heights) > 1:
+            best = nn.functional.one_hot(heights.argmax(), len(heights)).to(left)
+            left = left * best[:, None, None]
+        self._seen.lead = (heights.amax(), left, right)
+
+    def _settle(self, sources: Sources) -> None:
+        """Do at the first use after a copy, a load or an assignment what could not be done then."""
+        pending, self._pending = self._pending, None
+        self._seen.lead = None
+        if pending == "converge":
+            self.converge(*sources)
+        if pending == "converge" or alike(self._print, fingerprint(sources)):
+            self.mark(sources)
+
+    def _current_print(self) -> tuple[float, ...]:
+        """Fingerprint of the sources the state belongs to; empty when the weight has moved on."""
+        if self._pending is not None:
+            return self._print if self._pending == "check" else ()
+        known = self._seen.known()
+        return fingerprint(known) if known is not None and self._seen.mark == self.mark_of(known) else ()
+
+    def _lead_on(self, sources: Sources, mark: _Mark) -> None:
+        """Work out the lead from the state as it is, or from its vectors on a weight changed since, in eval."""
+        with undisturbed(sources[0].device):
+            symbol, v = self.symbol(sources), torch.view_as_complex(self.v)
+            folded = symbol.fold(v, symbol.layout.phases(self.w[:, 0]))
+            heights, left = self.heights[:, 0].clone(), torch.view_as_complex(self.u[:, 0, 0].clone())
+            if self._seen.mark != mark and float(lengths(v.flatten(1)).min()) > 0.999:
+                ahead = symbol.read(folded[:, None])[:, 0]
+                heights, left = lengths(ahead), normalised(ahead)
+            elif self._seen.mark != mark:  # averaged buffers, or a kernel that was zero: no unit vectors to go by
+                x, _, _, height, fresh = _cold(symbol)
+                heights, left, folded = height[:, 0], x[:, 0], fresh[:, 0]
+            self.lead(heights, torch.view_as_real(left).mT, torch.view_as_real(folded.flatten(1)).mT)
+            self._seen.lead_mark = mark
+
+    # -- the state ----------------------------------------------------------------------------------
+
+    def converge(self, *sources: Tensor) -> None:
+        """Find the state of a weight from cold."""
+        with undisturbed(sources[0].device):
+            self._converge(self.symbol(sources))
+
+    def _converge(self, symbol: Symbol) -> None:
+        with undisturbed(symbol.weight.device):
+            symbol = symbol.to(self.heights.dtype)
+            x, v, w, height, folded = _cold(symbol)
+            self.u.zero_()
+            self.heights.zero_()
+            basis = torch.stack([x, torch.zeros_like(x), torch.zeros_like(x)], 2)
+            slots = ((0, w.shape[1]),)
+            self.grid.copy_(random_vectors(self.grid))
+            if any(self._layout.degrees):
+                survey(symbol, torch.view_as_complex(self.grid), _SURVEY_COLD)
+            Stack([self], [symbol]).store(slots, (basis, v[:, 0], w, height), (x[:, 0], folded[:, 0]))
+        self.turn, self.rested, self.drift = 0, 0, 0.0
+
+    # -- copies, checkpoints, devices ---------------------------------------------------------------
+
+    def get_extra_state(self) -> Tensor:
+        """What a checkpoint holds beside the buffers: counters, and the fingerprint of the state's weight."""
+        return torch.tensor([self.turn, self.rested, self.drift, *self._current_print()], dtype=torch.float64)
+
+    def set_extra_state(self, state: Tensor) -> None:
+        """Take up where a checkpoint left off."""
+        turn, rested, self.drift, *known = state.tolist()
+        self.turn, self.rested, self._print = int(turn), int(rested), tuple(known)
+
+    def __getstate__(self) -> dict[str, Any]:
+        pending = self._pending or "check"
+        return {**self.__dict__, "_seen": _Seen(), "_print": self._current_print(), "_pending": pending}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]
+        self.handle = enlist(self)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, metadata: Any, *args: Any) -> None:
+        """Weights that come with their state keep it bit for bit; weights without it reconverge."""
+        complete = all(prefix + name in state_dict for name in (*_BUFFERS, "_extra_state"))
+        missing = cast("list[str]", args[1])
+        super()._load_from_state_dict(state_dict, prefix, metadata, *args)
+        missing[:] = [key for key in missing if not key.startswith(prefix)]
+        known = self._seen.known()
+        replaced = bool(metadata.get("assign_to_params_buffers"))
+        if complete:
+            self._pending = "check"
+        elif replaced or known is None or self._seen.mark != self.mark_of(known):
+            self._pending = "converge"
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Tracker:
+        """Move devices and dtypes like any module, but never below float32: sigma would lose its digits."""
+        precise = {name: b for name, b in self._buffers.items() if b is not None and b.is_floating_point()}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        for name, before in precise.items():
+            after = cast("Tensor", self._buffers[name])
+            if after.dtype in (torch.float16, torch.bfloat16):
+                self._buffers[name] = before.to(after.device)
+        return self
+
+
+def _cold(symbol: Symbol) -> tuple[Tensor, ...]:
+    """Converged tracks, the leaders first, as `power_sweep` leaves them."""
+    symbol = symbol.plain()
+    tracks, _ = Tracked(tracks=2 * TRACKS).climb(symbol, None, 1e-3)
+    tracks = tracks.take(tracks.distinct(TRACKS))
+    largest = symbol.weight.abs().max().clamp_min(torch.finfo(symbol.weight.dtype).tiny)
+    unit = Symbol(symbol.weight / largest, symbol.layout)  # heights are squared: keep them in range
+    x, v, w, height, folded = power_sweep(unit, *tracks.start(), lambda _, w: w)
+    anywhere = torch.full_like(v, math.prod(v.shape[2:]) ** -0.5)  # where the kernel answers with zero
+    return x, torch.where(height[..., None, None] > 0, v, anywhere), w, height * largest, folded
