@@ -18,7 +18,6 @@ import spectralnorm as sn
 from cases import CASES, Case
 from reference import dense_norm, size_free_norm, symbol_norms
 from spectralnorm.estimators.cells import Cover
-from spectralnorm.estimators.cholesky import factorises
 from spectralnorm.operators.gram_polynomial import gram_polynomial
 
 ROUNDING = 1e-12  # relative, of the float64 references
@@ -282,21 +281,6 @@ def test_cells_cover_the_torus_at_every_level(degrees: tuple[float, ...], angle:
         group, cells = cover.children(torch.zeros(len(cells), dtype=torch.long), cells)
         cover = cover.finer()
     assert len(group) == len(cells)
-
-
-@pytest.mark.parametrize("n", [1, 2, 31, 32, 33, 70])
-def test_factorises_tells_definite_from_indefinite(n: int) -> None:
-    x = torch.randn(3, n, n + 5, dtype=torch.complex128, generator=torch.Generator().manual_seed(n))
-    gram = x @ x.mH
-    least = torch.linalg.eigvalsh(gram)[:, 0]
-    panels = lambda m: [m[:, s:, s : s + 32].clone() for s in range(0, n, 32)]  # noqa: E731
-    for i in range(3):
-        for shift, expected in ((1e-9, False), (-1e-9, True)):
-            moved = -float(least[i]) * (1 + shift)
-            assert bool(factorises(panels(gram[i : i + 1]), n, moved)) == expected
-    broken = gram.clone()
-    broken[1, n // 2, n // 2] = math.nan
-    assert factorises(panels(broken), n, 1.0).tolist() == [True, False, True]
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if c.size], ids=str)

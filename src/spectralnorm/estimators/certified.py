@@ -209,7 +209,7 @@ class _Proof:
     def _climb(self, places: Places, w: Tensor) -> float:
         """A new lower bound: tracks climb from frequencies where s is higher than known."""
         before = self.best.lower
-        few = torch.arange(0, len(places), max(1, len(places) // _CLIMBERS))[:_CLIMBERS]
+        few = torch.arange(0, len(places), max(1, len(places) // _CLIMBERS), device="cpu")[:_CLIMBERS]
         for group in places.group[few].unique().tolist():
             start = w[few][places.group[few] == group]
             symbol = Symbol(self.symbol.weight[group : group + 1], self.symbol.layout)

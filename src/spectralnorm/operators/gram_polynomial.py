@@ -85,13 +85,14 @@ def _norm_bounds(constant: Tensor, positive: Tensor) -> Tensor:
     """Bounds (g, 1 + H) on the spectral norms of the T_q (g, n, n) and (g, H, n, n).
 
     Frobenius norms, or sqrt of row sums times column sums; those of the T_q beside T_0 are made sharper where they
-    are small against it, which is where `search.py` gains by that.
+    are small against it, but not as small as rounding, which is where `search.py` gains by that.
 
     Returns:
         The bounds.
     """
     around, middle = (torch.linalg.vector_norm(t, dim=(-2, -1)) for t in (positive, constant))
-    if positive.numel() and (around.sum(1) < middle).any():
+    share = around.sum(1) / middle.clamp_min(1e-300)
+    if ((share > 1e-5) & (share < 1)).any():
         around = torch.minimum(around, _schatten(positive))
     norms = torch.cat([middle[:, None], around], 1)
     sizes = [t.abs() for t in (constant[:, None], positive)]
