@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 from torch import Tensor
@@ -29,14 +30,15 @@ def weight_operator(weight: Tensor, **conv_args: Any) -> Operator:
             f"weight has shape {tuple(weight.shape)}; expected a matrix (outputs, inputs) without convolution "
             "arguments, or a kernel (c_out, c_in/groups, *k) with 1 to 3 spatial axes."
         )
-    unknown = set(conv_args) - set(_ARGUMENTS)
-    if unknown:
-        raise TypeError(
-            f"unknown argument {', '.join(sorted(unknown))}; a raw kernel takes {', '.join(_ARGUMENTS)}."
-        )
     transposed = conv_args.pop("transposed", False)
     if not isinstance(transposed, bool):
         raise ValueError(f"transposed={transposed!r} is neither True nor False; expected one of them.")
+    unknown = set(conv_args) - {*_ARGUMENTS, *(["output_padding"] if transposed else [])}
+    if unknown:
+        raise TypeError(
+            f"unknown argument {', '.join(sorted(unknown))}; a raw kernel takes {', '.join(_ARGUMENTS)}, and "
+            "output_padding if it is transposed."
+        )
     return transposed_operator(weight, **conv_args) if transposed else conv_operator(weight, **conv_args)
 
 
@@ -61,7 +63,7 @@ def conv_operator(
     if padding == "same" and set(strides) != {1}:
         raise ValueError(f"padding='same' with stride={stride!r} has no meaning; expected stride 1, or integers.")
     pads = _pads(padding, tuple(weight.shape[2:]), dilations)
-    return ConvOperator(weight, strides, pads, padding_mode, dilations, groups)
+    return ConvOperator(weight, strides, pads, padding_mode, dilations, int(groups))
 
 
 def transposed_operator(
@@ -90,7 +92,7 @@ def transposed_operator(
             f"output_padding={output_padding!r} reaches both stride {strides} and dilation {dilations}; expected "
             "less than one of them, as PyTorch does. Lower it, or raise the stride."
         )
-    return TransposedConvOperator(weight, strides, pads, dilations, groups, more)
+    return TransposedConvOperator(weight, strides, pads, dilations, int(groups), more)
 
 
 def _check_groups(groups: int, channels: int, side: str) -> None:
@@ -102,17 +104,18 @@ def _check_groups(groups: int, channels: int, side: str) -> None:
 
 
 def _per_axis(name: str, value: int | Sequence[int], axes: int, least: int) -> tuple[int, ...]:
-    values = tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
+    values: tuple[Any, ...] = tuple(value) if isinstance(value, (tuple, list)) else (value,) * axes
     if len(values) != axes or not all(_is_count(v, least) for v in values):
         raise ValueError(
             f"{name}={value!r} does not fit {axes} spatial axes; expected integers of at least {least}, one "
             "for all axes or one each."
         )
-    return tuple(values)  # type: ignore[arg-type]
+    return tuple(map(int, values))
 
 
-def _is_count(value: object, least: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= least
+def _is_count(value: Any, least: int) -> bool:
+    """Whether this is a whole number, NumPy's included, of at least so much."""
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) >= least
 
 
 def _pads(padding: int | str | Sequence[int], kernel: tuple[int, ...], dilation: tuple[int, ...]) -> Padding:
