@@ -31,6 +31,7 @@ _LINE = (
     256  # points of half a grid along one axis that are all searched; along several, as many as there are seeds
 )
 _COARSE = 1024  # and of a grid too coarse for the peaks of the torus to tell where its own are
+_NUMBERS = 2**24  # of such points' images, at most
 _PEAKS = 8  # of the torus, around which larger grids are searched
 
 
@@ -115,7 +116,8 @@ def cold_start(symbol: Symbol, w: Tensor, generator: torch.Generator) -> Tracks:
 class Tracked(Estimator):
     """Tracks from a shifted grid of seeds; the best few climb on until they stand still.
 
-    The value and `lower` are a proven lower bound of the norm, recomputed in float64; there is no upper one.
+    The value and `lower` are a proven lower bound of the norm, recomputed in float64; there is no upper one. At a
+    circular size, every point of a small grid is searched, and of a larger one those around the highest peaks.
 
     Attributes:
         screening: sweeps of all the seeds; wide layers, on whose flat spectra sweeps gain little, get some more.
@@ -183,7 +185,8 @@ class Tracked(Estimator):
         step = frequency_step(symbol, grid, everywhere=False)
         # over a grid, screening has been everywhere; not from given frequencies
         search = frequency_step(symbol, grid, everywhere=not grid or start is not None)
-        best, count, converged = 0.0, 0, False
+        # the last sweeps of a grid's screening are those of few tracks, and count
+        best, count, converged = float(tracks.height.max()) if grid and start is None else 0.0, 0, False
         while count < self.max_sweeps and not converged:
             for i in range(4):
                 tracks = sweep(symbol, tracks, search if i == 0 else step)
@@ -208,7 +211,7 @@ class Tracked(Estimator):
         w = seeds(symbol.layout.degrees) if start is None else start
         on_torus = not grid
         if grid and start is None:
-            on_torus = math.prod(grid) // 2 > _points_searched(grid, symbol.layout.degrees, w.shape[0])
+            on_torus = math.prod(grid) // 2 > _points_searched(symbol, grid, w.shape[0])
             w = w if on_torus else half_grid(grid)
         tracks = cold_start(symbol, w, torch.Generator("cpu").manual_seed(self.seed))
         tracks = _swept(symbol, tracks, None if on_torus else grid, sweeps)
@@ -223,11 +226,11 @@ class Tracked(Estimator):
         return tracks.take(best), {"sweeps": sweeps, "seeds": w.shape[0]}
 
 
-def _points_searched(grid: Size, degrees: tuple[float, ...], most: int) -> int:
+def _points_searched(symbol: Symbol, grid: Size, most: int) -> int:
     """How many points half a grid may have for each to get a track of its own; `most` over several axes."""
-    cut = [(n, d) for n, d in zip(grid, degrees, strict=True) if d]
+    cut = [(n, d) for n, d in zip(grid, symbol.layout.degrees, strict=True) if d]
     if any(n < 6 * d for n, d in cut):
-        return _COARSE
+        return max(most, min(_COARSE, _NUMBERS // (symbol.groups * symbol.flat.shape[2])))
     return _LINE if len(cut) == 1 else most
 
 
