@@ -17,6 +17,7 @@ from spectralnorm.measure import singular_values, spectral_norm
 from spectralnorm.network.audit import Audit, audit
 from spectralnorm.normalize import (
     clip_singular_values,
+    plain_state_dict,
     refresh,
     remove_spectral_norm,
     spectral_normalize,
@@ -46,6 +47,7 @@ __all__ = [
     "clip_singular_values",
     "evaluate",
     "parametrizations",
+    "plain_state_dict",
     "refresh",
     "register_operator",
     "remove_spectral_norm",

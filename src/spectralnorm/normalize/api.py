@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from spectralnorm.network.graph import batchnorm_pairs
+from spectralnorm.normalize.checkpoints import hook_up
 from spectralnorm.normalize.classes import own_class
 from spectralnorm.normalize.engine import Engine
 from spectralnorm.normalize.folding import FoldedNormalization
@@ -105,7 +106,7 @@ def spectral_normalize(
         sites, _prepare(sites, rules), strict=True
     ):  # all measured before one is changed
         attach(site, normalisation)
-    _warn_of_others(model_or_layer, sites)
+    _warn_of_others(model_or_layer, sites, fold=fold_batchnorm)
     return model_or_layer
 
 
@@ -147,6 +148,7 @@ def attach(site: Site, normalisation: Normalization) -> None:
     parametrize.register_parametrization(layer, tensor, normalisation)
     own_class(layer)
     normalisation.attached(*normalisation.sources_on(layer, tensor))
+    hook_up(layer, normalisation)
 
 
 def step(model: AnyModule) -> AnyModule:
@@ -211,7 +213,7 @@ def _found(model: nn.Module) -> list[tuple[tuple[torch.Tensor, ...], Normalizati
     return found
 
 
-def _warn_of_others(model: nn.Module, sites: Sequence[Site]) -> None:
+def _warn_of_others(model: nn.Module, sites: Sequence[Site], *, fold: bool) -> None:
     """Name once the modules whose weights stay as they are."""
     inside = {part for _, layer, *_ in normalised(model) for part in layer.modules()}
     inside |= {layer for site in sites if site.pair for layer in site.pair}
@@ -223,9 +225,10 @@ def _warn_of_others(model: nn.Module, sites: Sequence[Site]) -> None:
     norms = [name for name, module in left.items() if is_batchnorm(module)]
     advice = ""
     if norms and any(is_normalizable(site.layer) for site in sites):
-        advice = (
-            " BatchNorm rescales what it reads, which undoes the constraint on the layer before it: use "
-            "fold_batchnorm=True, or pairs=[(layer, batchnorm), ...]."
+        advice = " BatchNorm rescales what it reads, which undoes the constraint on the layer before it: " + (
+            "torch.fx found none that alone feeds it. Name pairs=[(layer, batchnorm), ...] where there is one."
+            if fold
+            else "use fold_batchnorm=True, or pairs=[(layer, batchnorm), ...]."
         )
     if left:
         others = ", ".join(f"{name} ({type(module).__name__})" for name, module in left.items())

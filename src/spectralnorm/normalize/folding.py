@@ -11,6 +11,7 @@ from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils import parametrize
 
 from spectralnorm.normalize.engine import Engine
 from spectralnorm.normalize.opaque import ask
@@ -20,7 +21,7 @@ from spectralnorm.normalize.stack import Sources
 from spectralnorm.operators.base import Operator
 from spectralnorm.operators.batchnorm import BatchNorm
 
-__all__ = ["FoldedNormalization"]
+__all__ = ["FoldedNormalization", "count_pass"]
 
 
 class FoldedNormalization(Normalization):
@@ -29,6 +30,7 @@ class FoldedNormalization(Normalization):
     Attributes:
         pair: the layer and the BatchNorm; a plain tuple, so that they are no parts of this module.
         on_columns: whether the BatchNorm's channels are columns of the symbol, as of a transposed convolution's.
+        passes: of the BatchNorm in training; its kernels write the statistics without a trace in their version.
     """
 
     def __init__(
@@ -42,7 +44,7 @@ class FoldedNormalization(Normalization):
         **options: Any,
     ) -> None:
         super().__init__(operator, rule, engine, **options)
-        self.pair, self.on_columns = pair, on_columns
+        self.pair, self.on_columns, self.passes = pair, on_columns, 0
 
     def forward(self, gamma: Tensor) -> Tensor:
         """The scaled gamma; in training, the state first moves if weight, gamma or statistics have changed."""
@@ -60,7 +62,8 @@ class FoldedNormalization(Normalization):
         slope = energy / torch.where(gamma == 0, 1.0, gamma.detach()).to(sigma.dtype)
         one = torch.ones_like(slope[None, :1, None])
         found = norm_of(sigma, (weight, left, right), (gamma, slope[None, None], one))
-        scaled: Tensor = gamma * factor(found, self.rule)[0].to(gamma.dtype)
+        # of a copy, since an optimiser may step before this graph is used again
+        scaled: Tensor = gamma.clone() * factor(found, self.rule)[0].to(gamma.dtype)
         return scaled
 
     def sources_on(self, layer: nn.Module, tensor: str) -> Sources:
@@ -68,6 +71,15 @@ class FoldedNormalization(Normalization):
         before, norm = self.pair
         gamma = parametrizations_of(layer, tensor).original
         return cast("Tensor", before.weight), gamma, cast("Tensor", norm.running_var)
+
+    @property
+    def moves(self) -> bool:
+        """In training, also where the BatchNorm is frozen in eval and the layer before it is trained."""
+        return self.training or self.pair[0].training
+
+    def mark_of(self, sources: Sources) -> tuple[tuple[int, int], ...]:
+        """Versions and addresses, and how often the BatchNorm has written to its statistics."""
+        return (*super().mark_of(sources), (self.passes, 0))
 
     def _energy(self, left: Tensor, right: Tensor) -> Tensor:
         """(c,) |u_i|^2, or |v_j|^2 over the components of the columns; zero outside the leading group."""
@@ -90,3 +102,11 @@ class FoldedNormalization(Normalization):
         scale = gamma.double() * (variance.double() + self.pair[1].eps).rsqrt()
         scale = scale.to(self.heights.dtype).reshape(self.blocks[0], -1)
         return (None, scale) if self.on_columns else (scale, None)
+
+
+def count_pass(norm: nn.Module, *_: Any) -> None:
+    """Forward hook of a folded BatchNorm: note that its statistics moved, which compiled code shows itself."""
+    if norm.training and not torch.compiler.is_compiling() and parametrize.is_parametrized(norm, "weight"):
+        for part in parametrizations_of(norm, "weight"):
+            if isinstance(part, FoldedNormalization):
+                part.passes += 1

@@ -11,10 +11,12 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from spectralnorm.normalize.checkpoints import unhook
 from spectralnorm.normalize.folding import FoldedNormalization
 from spectralnorm.normalize.parametrization import Normalization
 from spectralnorm.normalize.proven import shrink_until_proven
 from spectralnorm.normalize.sites import normalised
+from spectralnorm.normalize.ties import find_ties
 from spectralnorm.operators.base import Operator
 from spectralnorm.operators.batchnorm import BatchNorm, fold_batchnorm
 from spectralnorm.operators.raw import conv_operator
@@ -36,7 +38,8 @@ def remove_spectral_norm(model: AnyModule, *, certified: bool = False) -> AnyMod
             (reflect, replicate, circular with a stride) this scales by what the padding can add.
 
     Returns:
-        The same object, in place. It is left as it was if a layer cannot be proven.
+        The same object, in place. It is left as it was if a layer cannot be proven. A weight that another module
+        shares stays shared only where both get the same numbers: else the layer gets a parameter of its own.
 
     Raises:
         ValueError: when nothing in it is normalised, a weight carries another parametrization too, or a target
@@ -61,12 +64,22 @@ def remove_spectral_norm(model: AnyModule, *, certified: bool = False) -> AnyMod
                 "normalisation alone. Remove the others first."
             )
     proven = [_proven(name, layer, tensor, part) if certified else None for name, layer, tensor, part, _ in layers]
-    for (_, layer, tensor, _, _), weight in zip(layers, proven, strict=True):
-        parametrize.remove_parametrizations(layer, tensor, leave_parametrized=True)
-        if weight is not None:
-            with torch.no_grad():
-                cast("Tensor", getattr(layer, tensor)).copy_(weight)
+    ties = find_ties(model, [(layer, tensor, part) for _, layer, tensor, part, _ in layers], proven)
+    for (_, layer, tensor, part, _), weight, tie in zip(layers, proven, ties, strict=True):
+        parametrize.remove_parametrizations(layer, tensor, leave_parametrized=tie is None)
+        _write(layer, tensor, weight if tie is None else tie.value, apart=tie is not None and tie.breaks)
+        unhook(layer, part)
     return model
+
+
+@torch.no_grad()
+def _write(layer: nn.Module, tensor: str, value: Tensor | None, *, apart: bool) -> None:
+    """Set a tensor that is plain again, in place or, where others go by the same parameter, apart from them."""
+    before = cast("Tensor", getattr(layer, tensor))
+    if apart:
+        setattr(layer, tensor, nn.Parameter(cast("Tensor", value), before.requires_grad))
+    elif value is not None:
+        before.copy_(value)
 
 
 def _proven(name: str, layer: nn.Module, tensor: str, part: Normalization) -> Tensor:

@@ -155,6 +155,8 @@ def check_pairs(model: nn.Module, pairs: Sequence[tuple[str, str]]) -> dict[str,
     Raises:
         ValueError: for a name the model lacks, a layer that cannot be normalised, or a name that occurs twice.
     """
+    if isinstance(pairs, str) or any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
+        raise ValueError(f"pairs={pairs!r:.60} is no list of pairs; expected such as [('conv1', 'bn1')].")
     modules, found = dict(model.named_modules()), dict(pairs)
     names = [name for pair in pairs for name in pair]
     if len(set(names)) != len(names):

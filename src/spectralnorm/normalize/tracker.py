@@ -27,9 +27,9 @@ __all__ = ["Tracker"]
 _SURVEY = 10  # steps between surveys in a small model at most; sooner where heights have moved
 _DRIFT = 0.02  # by this share in all; and each
 _SURVEY_BLIND = 3  # steps where that is not known, since asking would stop a GPU's stream;
-_DRIFT_LARGE = 0.2  # or by this share in all
+_DRIFT_LARGE = 0.1  # or by this share in all
 _SURVEY_COLD = 4  # rounds of the first survey
-_SURVEY_LARGE = 100  # in a large model, where each layer has its own turn
+_SURVEY_LARGE = 50  # in a large model, where each layer has its own turn
 _ROTATION = 7  # steps per sweep of a track beside the leader in a large model; odd, for the halves to alternate
 _BUFFERS = ("u", "v", "w", "heights", "grid")
 _Mark = tuple[tuple[int, int], ...]  # version and address of each source
@@ -163,6 +163,11 @@ class Tracker(nn.Module):
         """The norm of the unscaled weight, as of the last move of the state."""
         return self.heights[:, 0].amax()
 
+    @property
+    def moves(self) -> bool:
+        """Whether the state follows the weight: in training."""
+        return self.training
+
     # -- the weight ---------------------------------------------------------------------------------
 
     def measure(self, *sources: Tensor) -> _Lead:
@@ -173,6 +178,7 @@ class Tracker(nn.Module):
             for ref, source in zip(seen.sources, sources, strict=True)
         ):  # compiled code passes aliases that do not outlive it: a parameter is kept in their place
             seen.sources = tuple(weakref.ref(source) for source in sources)
+        alone = not seen.joined or self._pending is not None
         if not seen.joined:
             self.engine.join(self)
             seen.joined = True
@@ -181,8 +187,12 @@ class Tracker(nn.Module):
         mark = self.mark_of(sources)
         if not self._attached:
             self.mark(sources)  # torch calls this while registering, with the weight just measured
-        if self.training and seen.mark != mark:
-            self.engine.update()
+        if self.moves and seen.mark != mark:
+            engine = self.engine
+            if alone:  # layers of a copy, or of a loaded model, come one by one: those before have moved already
+                engine = Engine()
+                engine.join(self)
+            engine.update()
         if seen.lead is None or seen.lead_mark != mark:
             self._lead_on(sources, mark)
         assert seen.lead is not None  # noqa: S101 - either the engine or `_lead_on` has set it
@@ -206,7 +216,7 @@ class Tracker(nn.Module):
     def changed(self) -> Sources | None:
         """The sources, when in training and changed since the state last moved."""
         known = self._seen.known()
-        if known is None or not self.training or self._pending or self._seen.mark == self.mark_of(known):
+        if known is None or not self.moves or self._pending or self._seen.mark == self.mark_of(known):
             return None
         return known
 
@@ -294,7 +304,13 @@ class Tracker(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, metadata: Any, *args: Any) -> None:
         """Weights that come with their state keep it bit for bit; weights without it reconverge."""
-        complete = all(prefix + name in state_dict for name in (*_BUFFERS, "_extra_state"))
+        complete = prefix + "_extra_state" in state_dict and all(
+            prefix + name in state_dict and state_dict[prefix + name].shape == self.get_buffer(name).shape
+            for name in _BUFFERS
+        )
+        if not complete:  # or of another release, whose states have other shapes
+            for name in (*_BUFFERS, "_extra_state"):
+                state_dict.pop(prefix + name, None)
         missing = cast("list[str]", args[1])
         super()._load_from_state_dict(state_dict, prefix, metadata, *args)
         missing[:] = [key for key in missing if not key.startswith(prefix)]
