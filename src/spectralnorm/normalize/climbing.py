@@ -17,11 +17,12 @@ if TYPE_CHECKING:
 
 __all__ = ["climb", "look"]
 
-_STILL = 1e-4  # relative gain of a sweep at which a small model's step ends
-_MOST = 8  # sweeps a step in a small model at most,
-_BLIND = 3  # sweeps where the gain is not asked for, since that would stop a GPU's stream,
-_LARGE = 2  # and sweeps in a large model
-_PEAKS = 6  # of a survey, that climb beside the tracks
+_STILL = 1e-4  # relative gain of a sweep at which a climb ends
+_MOST = 8  # sweeps a step at most,
+_BLIND = 3  # and sweeps where the gain is not asked for, since that would stop a GPU's stream
+_PEAKS = 14  # of a survey: about all that no neighbour tops; they climb
+_SCREENING = 2  # sweeps, and the best
+_KEPT = 6  # climb on
 
 
 def climb(stack: Stack, first: Tracker, *, tracks: int = TRACKS, found: Tracks | None = None) -> None:
@@ -39,15 +40,10 @@ def climb(stack: Stack, first: Tracker, *, tracks: int = TRACKS, found: Tracks |
         basis[:, :, 1:] = 0  # directions and residuals of some earlier climb
     climbing = Tracks(basis, w, w.new_zeros(w.shape[:2]))
     climbing = climbing if found is None else climbing.beside(found)
-    best, watched = w.new_zeros(w.shape[0]), w.device.type == "cpu"
-    for _ in range(first.sweeps * (_LARGE if not first.thorough else _MOST if watched else _BLIND)):
-        climbing = sweep(symbol, climbing, frequency_step(symbol, None, everywhere=False))
-        before, best = best, climbing.height.amax(1)
-        if watched and not bool((best > before * (1 + _STILL)).any()):
-            break
-    if watched and first.thorough:
+    climbing = _sweeps(symbol, climbing, first.sweeps * _MOST, leader=True)
+    if w.device.type == "cpu" and first.thorough:
         moved = (climbing.height[:, :tracks] - known).abs().amax(1)
-        stack.drift(moved / best.clamp_min(1e-30))
+        stack.drift(moved / climbing.height.amax(1).clamp_min(1e-30))
     if found is not None:
         return _store(stack, climbing.take(climbing.distinct(tracks)))
     place = torch.arange(tracks, device=w.device)
@@ -56,10 +52,26 @@ def climb(stack: Stack, first: Tracker, *, tracks: int = TRACKS, found: Tracks |
 
 
 def look(member: Tracker, symbol: Symbol, rounds: int) -> Tracks:
-    """Survey a layer, and give the peaks as tracks."""
+    """Survey a layer, and give the best of what climbs from the peaks."""
     x = torch.view_as_complex(member.grid)
-    heights = survey(symbol, x, rounds)
-    return peaks(symbol, x, heights, _PEAKS)
+    tracks = peaks(symbol, x, survey(symbol, x, rounds), _PEAKS)
+    tracks = _sweeps(symbol, tracks, _SCREENING, leader=True)
+    return _sweeps(symbol, tracks.take(tracks.distinct(_KEPT)), _MOST - _SCREENING, leader=False)
+
+
+def _sweeps(symbol: Symbol, tracks: Tracks, most: int, *, leader: bool) -> Tracks:
+    """Sweeps until the leader, or every track, gains next to nothing; a fixed few on a GPU, where asking is dear."""
+    watched, move = tracks.w.device.type == "cpu", frequency_step(symbol, None, everywhere=False)
+    for _ in range(most if watched else min(most, _BLIND)):
+        before = tracks.height
+        tracks = sweep(symbol, tracks, move)  # from the second on images are carried along
+        if leader:
+            still = tracks.height.amax(1) <= before.amax(1) * (1 + _STILL)
+        else:
+            still = tracks.height <= before * (1 + _STILL)
+        if watched and bool(still.all()):
+            break
+    return tracks
 
 
 def _store(stack: Stack, tracks: Tracks) -> None:

@@ -84,17 +84,18 @@ def _advance(stack: Stack, members: Sequence[Member]) -> None:
     """One step of each member's state, in place."""
     first = members[0][0]
     stack.rescale(members)
-    due = [member.wants_survey() for member, _ in members]
     parts = stack.symbol.parts
     if first.thorough:
-        trio = zip(members, parts, due, strict=True)
-        found = [look(member, part, 1) if wanted else None for (member, _), part, wanted in trio]
+        found = [
+            look(member, part, 1) if member.wants_survey() else None
+            for (member, _), part in zip(members, parts, strict=True)
+        ]
         climb(stack, first, found=stack.padded(found))
     elif _glide(stack, first):
         climb(stack, first, tracks=1)
-    for (member, sources), part, wanted in zip(members, parts, due, strict=True):
-        if wanted and not first.thorough:
-            climb(Stack.of([(member, sources)]), member, found=look(member, part, 4))
+    for (member, sources), part in zip(members, parts, strict=True):
+        if not first.thorough and member.wants_survey():
+            climb(Stack.of([(member, sources)]), member, found=look(member, part, 2))
         member.turn += 1
         member.mark(sources)
 

@@ -83,10 +83,15 @@ class _Scale(torch.autograd.Function):
         # d(sW) = s dW - (s W / sigma) d sigma, and d sigma = <left^T right, dW>
         along = _inner(grad, scaled).to(sigma.dtype)
         change = grad_sigma - torch.where(active, along / torch.where(active, sigma, 1.0), 0.0)
-        shape = (left.shape[0], left.shape[2], right.shape[2])
-        whole = (grad * scale.to(grad.dtype)).reshape(shape)
-        left, right = (left.mT * change).to(grad.dtype), right.to(grad.dtype)
-        return torch.baddbmm(whole, left, right).reshape(grad.shape), None, None, None, None
+        outer = torch.bmm((left.mT * change).to(grad.dtype), right.to(grad.dtype)).reshape(grad.shape)
+        if _is_plain(grad):  # one pass over memory less
+            return outer.add_(grad, alpha=float(scale)), None, None, None, None
+        return grad * scale.to(grad.dtype) + outer, None, None, None, None
+
+
+def _is_plain(grad: Tensor) -> bool:
+    """Whether nobody will differentiate this again, compile it, or wait for a GPU."""
+    return grad.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:

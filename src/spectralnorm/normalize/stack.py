@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = ["TRACKS", "Member", "Slots", "Sources", "Stack"]
 
-TRACKS = 8  # of each group; the first leads
+TRACKS = 4  # of each group; the first leads
 
 Sources = tuple[Tensor, ...]  # what a symbol is made of: the weight first
 Member = tuple["Tracker", Sources]

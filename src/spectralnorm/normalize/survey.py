@@ -2,8 +2,8 @@
 
 While weights move, s(w) may become largest where no track is (a stale maximum, `MATHS.md`, section 2); normalised
 layers are nearly flat over frequencies, with many peaks that take turns. So one vector is kept for each frequency
-of a grid. A survey improves them all, which at fixed frequencies is a batch of small products, and its peaks are
-where tracks should climb next.
+of a grid. A survey improves them all with a few products with the kernel, and its peaks are where tracks should
+climb next.
 """
 
 from __future__ import annotations
@@ -19,8 +19,6 @@ from spectralnorm.estimators.tracked import seeds
 from spectralnorm.operators.fourier import Symbol
 
 __all__ = ["frequencies", "peaks", "random_vectors", "survey"]
-
-_NUMBERS = 2**21  # entries of the blocks held at once
 
 
 @lru_cache(maxsize=256)
@@ -58,47 +56,31 @@ def survey(symbol: Symbol, x: Tensor, rounds: int) -> Tensor:
     Args:
         symbol: the symbol, detached.
         x: (g, F, rows) complex unit vectors.
-        rounds: how often; each takes two products with G.
+        rounds: how often; each is three reads of the kernel for all frequencies.
 
     Returns:
         (g, F) heights.
     """
-    w = frequencies(symbol.layout.degrees).to(x.device)
-    heights = torch.zeros(x.shape[:2], dtype=x.real.dtype, device=x.device)
-    for part in torch.arange(len(w), device=x.device).split(
-        max(1, _NUMBERS // (symbol.groups * symbol.rows * symbol.columns))
-    ):
-        blocks = symbol.at(w[part]).transpose(0, 1)  # (g, f, rows, columns)
-        if symbol.row_scale is not None:
-            blocks = blocks * symbol.row_scale[:, None, :, None]
-        if symbol.column_scale is not None:
-            each = symbol.column_scale.repeat_interleave(symbol.layout.components, 1)
-            blocks = blocks * each[:, None, None]
-        mine = x[:, part, :, None]
-        for _ in range(rounds):
-            mine, squares = _ritz(blocks, mine)
-        x[:, part] = mine[..., 0]
-        heights[:, part] = squares.clamp_min(0).sqrt()
-    return heights
+    w = frequencies(symbol.layout.degrees).to(x.device, x.real.dtype)
+    phases = symbol.layout.phases(w)  # (F, taps)
+    squares = x.real.new_zeros(x.shape[:2])
+    for _ in range(rounds):
+        y = symbol.read(symbol.fold(symbol.unfold(symbol.read_adjoint(x), phases), phases))
+        a = (x.conj() * y).sum(-1).real
+        rest = y - a[..., None] * x
+        b = lengths(rest)
+        e = rest / b[..., None].clamp_min(1e-30)
+        c = lengths(symbol.unfold(symbol.read_adjoint(e), phases).flatten(2)).square()
+        p, q, squares = _top(a, torch.where(b > 1e-5 * a, b, 0.0), c)
+        x.copy_(torch.where((p + q != 0)[..., None], normalised(p[..., None] * x + q[..., None] * e), x))
+    return squares.clamp_min(0).sqrt()
 
 
-def _ritz(blocks: Tensor, x: Tensor) -> tuple[Tensor, Tensor]:
-    """The best unit vector of span{x, G x} (g, f, rows, 1), and its x^H G x (g, f)."""
-    y = blocks @ (blocks.mH @ x)
-    a = (x.mH @ y).real
-    rest = y - a * x
-    b = lengths(rest[..., 0])[..., None, None]
-    e = rest / b.clamp_min(1e-30)
-    c = lengths((blocks.mH @ e)[..., 0]).square()[..., None, None]
-    b = torch.where(b > 1e-5 * a, b, 0.0)  # else rounding is all there is
-    half = (a - c) / 2
-    top = (a + c) / 2 + (half.square() + b.square()).sqrt()
-    # (top - c, b) is an eigenvector of [[a, b], [b, c]]; so is (b, top - a): the longer is taken
-    first = a >= c
-    p, q = torch.where(first, top - c, b), torch.where(first, b, top - a)
-    better = normalised((p * x + q * e)[..., 0])[..., None]
-    kept = torch.where((p.square() + q.square()) > 0, better, x)
-    return kept, top[..., 0, 0]
+def _top(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The first eigenvector (p, q) of [[a, b], [b, c]], b not negative, up to scale; and its eigenvalue."""
+    top = (a + c) / 2 + ((a - c).square() / 4 + b.square()).sqrt()
+    first = a >= c  # (top - c, b) is one, and so is (b, top - a): the longer is taken
+    return torch.where(first, top - c, b), torch.where(first, b, top - a), top
 
 
 def peaks(symbol: Symbol, x: Tensor, heights: Tensor, count: int) -> Tracks:
