@@ -153,3 +153,38 @@ def test_half_precision_weights_are_proven_as_they_are(dtype: torch.dtype) -> No
     sn.remove_spectral_norm(model, certified=True)
     assert model.weight.dtype == dtype
     assert float(torch.linalg.matrix_norm(dense_matrix(model.float(), (9, 9)), 2)) <= 1
+
+
+# ---------------------------------------------------------------------- models, and clipping while training
+
+
+def test_every_layer_of_a_model_is_clipped() -> None:
+    torch.manual_seed(0)
+    net = nn.Sequential(
+        nn.Conv2d(3, 6, 3, padding=1), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 4)
+    )
+    assert sn.clip_singular_values(net, 0.4) is net
+    for layer in (net[0], net[4]):
+        assert 0.39 < sn.spectral_norm(layer, certified=True).upper <= 0.4 * (1 + 1e-3)
+
+
+def test_clipping_every_few_steps_without_a_proof_holds_the_norm() -> None:
+    """pytorch#12760, BigGAN-PyTorch#57."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(3, 6, 3, padding=1), nn.ReLU(), nn.Conv2d(6, 3, 3, padding=1))
+    optimizer, x = torch.optim.SGD(net.parameters(), lr=0.3), torch.randn(8, 3, 6, 6)
+    for step in range(20):
+        loss = (net(x) - 2 * x).square().mean()
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        if step % 5 == 4:
+            sn.clip_singular_values(net, 1.0, iterations=1, certified=False)
+    for layer in (net[0], net[2]):
+        assert 0.9 < float(sn.spectral_norm(layer)) <= 1 + 2e-3
+
+
+@pytest.mark.small_models
+def test_a_size_belongs_to_a_layer_not_to_a_model() -> None:
+    net = nn.Sequential(nn.Conv2d(1, 1, 3))
+    check_says(complaint(ValueError, lambda: sn.clip_singular_values(net, 1.0, (8, 8))), "input_shape")
