@@ -60,7 +60,7 @@ def look(member: Tracker, symbol: Symbol, rounds: int) -> Tracks:
 
 
 def _sweeps(symbol: Symbol, tracks: Tracks, most: int, *, leader: bool) -> Tracks:
-    """Sweeps until the leader, or every track, gains next to nothing; a fixed few on a GPU, where asking is dear."""
+    """Sweeps until the leader, or every track, gains next to nothing; on a GPU, where asking is dear, a few."""
     watched, move = tracks.w.device.type == "cpu", frequency_step(symbol, None, everywhere=False)
     for _ in range(most if watched else min(most, _BLIND)):
         before = tracks.height

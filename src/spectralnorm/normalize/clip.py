@@ -43,10 +43,10 @@ def clip_singular_values(
 ) -> AnyModule:
     """Project weights, in place, so that no singular value exceeds a maximum, at any input size.
 
-    Small singular values stay nearly as they are, where scaling would shrink them all. Ends with a scaling that
-    proves the size-free norm to be at most the maximum; a layer that is proven to be below already is left alone.
-    The proof and the decompositions take seconds for a layer of 64 channels and some ten for 128: in training, clip
-    every so many steps with `iterations=1, certified=False`.
+    Small singular values stay nearly as they are, where scaling would shrink them all. Ends with a scaling
+    that proves the size-free norm to be at most the maximum; a layer proven to be below already is left alone.
+    The decompositions take seconds for a layer of 64 channels and some ten for 128: in training, clip every so
+    many steps, with `iterations=1, certified=False`.
 
     Args:
         model_or_layer: a Linear, Conv or ConvTranspose layer with a plain weight, or a model, of which every such
@@ -64,7 +64,7 @@ def clip_singular_values(
 
     Raises:
         TypeError: for a layer without operator.
-        ValueError: for a wrong maximum, size or count, a size given with a model, or a weight that is parametrised.
+        ValueError: for a wrong maximum, size or count, a size with a model, or a weight that is parametrised.
 
     Reference:
         Sedghi, Gupta & Long, ICLR 2019, section 3.
