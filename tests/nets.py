@@ -98,6 +98,17 @@ def settle(layer: nn.Module, sweeps: int = 20) -> nn.Module:
     return layer
 
 
+def batchnorm_net(seed: int = 0) -> nn.Sequential:
+    """Images (batch, 3, 8, 8) -> (batch, 5): two convolutions with BatchNorms behind them, and a Linear."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return nn.Sequential(
+            *(nn.Conv2d(3, 6, 3, padding=1, bias=False), nn.BatchNorm2d(6), nn.ReLU()),
+            *(nn.Conv2d(6, 6, 3, padding=1, stride=2), nn.BatchNorm2d(6), nn.ReLU()),
+            *(nn.Flatten(), nn.Linear(96, 5)),
+        )
+
+
 def decoder() -> nn.Sequential:
     """Images (batch, 3, 8, 8) -> (batch, 3, 16, 16)."""
     torch.manual_seed(0)
