@@ -20,9 +20,7 @@ __all__ = ["climb", "look"]
 _STILL = 1e-4  # relative gain of a sweep at which a climb ends
 _MOST = 8  # sweeps a step at most,
 _BLIND = 3  # and sweeps where the gain is not asked for, since that would stop a GPU's stream
-_PEAKS = 14  # of a survey: about all that no neighbour tops; they climb
-_SCREENING = 2  # sweeps, and the best
-_KEPT = 6  # climb on
+_PEAKS = 14  # of a survey, that climb: about all there are
 
 
 def climb(stack: Stack, first: Tracker, *, tracks: int = TRACKS, found: Tracks | None = None) -> None:
@@ -54,9 +52,9 @@ def climb(stack: Stack, first: Tracker, *, tracks: int = TRACKS, found: Tracks |
 def look(member: Tracker, symbol: Symbol, rounds: int) -> Tracks:
     """Survey a layer, and give the best of what climbs from the peaks."""
     x = torch.view_as_complex(member.grid)
-    tracks = peaks(symbol, x, survey(symbol, x, rounds), _PEAKS)
-    tracks = _sweeps(symbol, tracks, _SCREENING, leader=True)
-    return _sweeps(symbol, tracks.take(tracks.distinct(_KEPT)), _MOST - _SCREENING, leader=False)
+    tracks = peaks(symbol, x, survey(symbol, x, rounds, member.turn), _PEAKS, member.turn)
+    tracks = _sweeps(symbol, tracks, _MOST, leader=False)
+    return tracks.take(tracks.distinct(TRACKS))
 
 
 def _sweeps(symbol: Symbol, tracks: Tracks, most: int, *, leader: bool) -> Tracks:

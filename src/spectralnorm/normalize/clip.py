@@ -45,7 +45,7 @@ def clip_singular_values(
 
     Small singular values stay nearly as they are, where scaling would shrink them all. Ends with a scaling
     that proves the size-free norm to be at most the maximum; a layer proven to be below already is left alone.
-    The decompositions take seconds for a layer of 64 channels and some ten for 128: in training, clip every so
+    That takes some seconds for a layer of 64 channels and half a minute for 128: in training, clip every so
     many steps, with `iterations=1, certified=False`.
 
     Args:

@@ -87,7 +87,7 @@ def _advance(stack: Stack, members: Sequence[Member]) -> None:
     parts = stack.symbol.parts
     if first.thorough:
         found = [
-            look(member, part, 1) if member.wants_survey() else None
+            look(member, part, 2) if member.wants_survey() else None
             for (member, _), part in zip(members, parts, strict=True)
         ]
         climb(stack, first, found=stack.padded(found))

@@ -1,14 +1,18 @@
 """Looking over all frequencies, so that none overtakes the leader unseen.
 
-While weights move, s(w) may become largest where no track is (a stale maximum, `MATHS.md`, section 2); normalised
-layers are nearly flat over frequencies, with many peaks that take turns. So one vector is kept for each frequency
-of a grid. A survey improves them all with a few products with the kernel, and its peaks are where tracks should
-climb next.
+While weights move, s(w) may become largest where no track is (a stale maximum, `MATHS.md`, section 2); layers that
+are normalised get nearly flat over frequencies, with many peaks that take turns. So one vector is kept for each
+frequency of a grid. A survey improves them all with a few products with the kernel. Where its heights have a peak,
+a parabola through the neighbours says where between the points of the grid tracks should start to climb: from a
+point itself they would get there in many small steps, since where singular values lie close the vector turns fast
+with the frequency.
 """
 
 from __future__ import annotations
 
+import itertools
 import math
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -20,26 +24,74 @@ from spectralnorm.operators.fourier import Symbol
 
 __all__ = ["frequencies", "peaks", "random_vectors", "survey"]
 
+_REACH = 1.5  # grid steps an axis to a neighbour
+_SHIFTS = 8  # of the grid, which moves on between surveys: a narrow peak may lie between its points
+_LATTICE = (1, 3, 5)  # eighths of a grid step an axis: a lattice that fills the cells between the points
+_BLOCK = 4  # vectors of a layer without frequencies
 
-@lru_cache(maxsize=256)
-def frequencies(degrees: tuple[float, ...]) -> Tensor:
-    """The grid (F, axes), float64: that of cold starts; one point where there is nothing to look over."""
-    return seeds(degrees) if any(degrees) else torch.zeros(1, len(degrees), dtype=torch.float64, device="cpu")
+
+def frequencies(degrees: tuple[float, ...], turn: int = 0) -> Tensor:
+    """The grid (F, axes), float64: that of cold starts, moved on a little in each turn, and all of 0 and pi.
+
+    A layer without frequencies has one point, several times.
+
+    Returns:
+        The frequencies.
+    """
+    return _frequencies(degrees, turn % _SHIFTS)
 
 
-@lru_cache(maxsize=256)
-def _neighbours(degrees: tuple[float, ...]) -> Tensor:
-    """Which points of the grid are next to which (F, F), w and -w being the same."""
-    w = frequencies(degrees)
-    counts = [len(axis.unique()) for axis in w.T]
+@lru_cache(maxsize=512)
+def _frequencies(degrees: tuple[float, ...], shift: int) -> Tensor:
+    if not any(degrees):
+        return torch.zeros(_BLOCK, len(degrees), dtype=torch.float64, device="cpu")
+    moved = torch.tensor([shift * eighths / _SHIFTS for eighths in _LATTICE], dtype=torch.float64, device="cpu")
+    grid = seeds(degrees) + (moved[: len(degrees)] % 1) * _steps(degrees)
+    ends = itertools.product(*([0.0, math.pi] if degree else [0.0] for degree in degrees))
+    return torch.cat([grid, torch.tensor(list(ends), dtype=torch.float64, device="cpu")])
+
+
+def _steps(degrees: tuple[float, ...]) -> Tensor:
+    """Grid steps (axes,): the first axis of a degree is halved."""
+    counts = [len(axis.unique()) for axis in seeds(degrees).T]
     halved = next(axis for axis, degree in enumerate(degrees) if degree)
     steps = [2 * math.pi / (n * (1 + (axis == halved))) for axis, n in enumerate(counts)]
-    near: Tensor = torch.zeros(len(w), len(w), dtype=torch.bool, device="cpu")
-    for sign in (1, -1):
-        apart = (w[:, None] - sign * w[None] + math.pi) % (2 * math.pi) - math.pi
-        near |= (apart.abs() < 1.5 * torch.tensor(steps, dtype=w.dtype, device="cpu")).all(-1)
-    near.fill_diagonal_(False)
-    return near
+    return torch.tensor(steps, dtype=torch.float64, device="cpu")
+
+
+@dataclass(frozen=True, eq=False)
+class _Neighbours:
+    """Which points of the grid lie next to each, w and -w being the same.
+
+    Attributes:
+        index: (F, K) the neighbours of each point, padded with the point itself.
+        fit: (F, U, K) from heights over the point's own to the parabola g . d + d H d / 2: g, then H's triangle.
+        steps: (axes,) of the grid; the unit of d.
+    """
+
+    index: Tensor
+    fit: Tensor
+    steps: Tensor
+
+
+@lru_cache(maxsize=512)
+def _neighbours(degrees: tuple[float, ...], shift: int) -> _Neighbours:
+    w, unit = _frequencies(degrees, shift), _steps(degrees)
+    found: list[tuple[Tensor, Tensor]] = []
+    for point in w:
+        apart = torch.cat([(sign * w - point + math.pi) % (2 * math.pi) - math.pi for sign in (1, -1)]) / unit
+        near = (apart.abs() < _REACH).all(1) & (apart.abs() > 1e-9).any(1)
+        found.append((near.nonzero()[:, 0] % len(w), apart[near]))
+    most = max(len(index) for index, _ in found)
+    axes = [axis for axis, degree in enumerate(degrees) if degree]
+    pairs = list(itertools.combinations_with_replacement(axes, 2))
+    index = torch.arange(len(w), device="cpu")[:, None].repeat(1, most)
+    fit = torch.zeros(len(w), len(axes) + len(pairs), most, dtype=torch.float64, device="cpu")
+    for place, (near, d) in enumerate(found):
+        squares = [d[:, a] * d[:, b] * (0.5 if a == b else 1.0) for a, b in pairs]
+        index[place, : len(near)] = near
+        fit[place, :, : len(near)] = torch.linalg.pinv(torch.stack([*(d[:, a] for a in axes), *squares], 1))
+    return _Neighbours(index, fit, unit)
 
 
 def random_vectors(like: Tensor) -> Tensor:
@@ -50,18 +102,23 @@ def random_vectors(like: Tensor) -> Tensor:
     return x / length
 
 
-def survey(symbol: Symbol, x: Tensor, rounds: int) -> Tensor:
+def survey(symbol: Symbol, x: Tensor, rounds: int, turn: int = 0) -> Tensor:
     """Improve the vector of every frequency, in place, by Rayleigh-Ritz in span{x, G x}, G = K^ K^^H.
+
+    The vectors of a layer without frequencies make up a block, of which the next one is known when it overtakes.
 
     Args:
         symbol: the symbol, detached.
         x: (g, F, rows) complex unit vectors.
-        rounds: how often; each is three reads of the kernel for all frequencies.
+        rounds: how often; each is two or three reads of the kernel for all frequencies.
+        turn: moves the grid.
 
     Returns:
         (g, F) heights.
     """
-    w = frequencies(symbol.layout.degrees).to(x.device, x.real.dtype)
+    if not any(symbol.layout.degrees):
+        return _block(symbol, x, rounds)
+    w = frequencies(symbol.layout.degrees, turn).to(x.device, x.real.dtype)
     phases = symbol.layout.phases(w)  # (F, taps)
     squares = x.real.new_zeros(x.shape[:2])
     for _ in range(rounds):
@@ -76,6 +133,22 @@ def survey(symbol: Symbol, x: Tensor, rounds: int) -> Tensor:
     return squares.clamp_min(0).sqrt()
 
 
+def _block(symbol: Symbol, x: Tensor, rounds: int) -> Tensor:
+    """The same of one frequency: Rayleigh-Ritz in the span of all vectors and of their images."""
+    phases = symbol.layout.phases(torch.zeros(symbol.layout.axes, dtype=x.real.dtype, device=x.device))
+    energies = x.real.new_zeros(x.shape[:2])
+    for _ in range(rounds):
+        y = symbol.read(symbol.fold(symbol.unfold(symbol.read_adjoint(x), phases), phases))
+        basis = torch.linalg.qr(torch.cat([x, normalised(y)], 1).mT).Q.mT  # (g, up to 2 F, rows)
+        images = symbol.unfold(symbol.read_adjoint(basis), phases).flatten(2)
+        energy = images.conj() @ images.mT
+        values, vectors = torch.linalg.eigh(torch.where(energy.isfinite(), energy, 0.0))
+        count = min(x.shape[1], values.shape[1])  # fewer in a layer of few rows
+        x[:, :count] = vectors.flip(2)[..., :count].mT @ basis
+        energies[:, :count] = values.flip(1)[:, :count]
+    return energies.clamp_min(0).sqrt()
+
+
 def _top(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The first eigenvector (p, q) of [[a, b], [b, c]], b not negative, up to scale; and its eigenvalue."""
     top = (a + c) / 2 + ((a - c).square() / 4 + b.square()).sqrt()
@@ -83,14 +156,38 @@ def _top(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.where(first, top - c, b), torch.where(first, b, top - a), top
 
 
-def peaks(symbol: Symbol, x: Tensor, heights: Tensor, count: int) -> Tracks:
-    """Tracks at the highest points of the grid that no neighbour tops."""
-    degrees = symbol.layout.degrees
-    near = _neighbours(degrees).to(heights.device)
-    topped: Tensor = (torch.where(near, heights[:, None], -1.0) > heights[..., None]).any(-1)
-    place = torch.where(topped, heights - heights.amax(1, keepdim=True) - 1, heights)
-    best = place.topk(min(count, place.shape[1]), 1).indices
-    group = torch.arange(len(best), device=best.device)[:, None]
-    w = frequencies(degrees).to(x.device)[best].to(heights)
-    chosen, empty = x[group, best], torch.zeros_like(x[group, best])
-    return Tracks(torch.stack([chosen, empty, empty], 2), w, heights[group, best])
+def peaks(symbol: Symbol, x: Tensor, heights: Tensor, count: int, turn: int = 0) -> Tracks:
+    """Tracks that start where a parabola puts the highest peaks: near the points that no neighbour tops."""
+    degrees, device = symbol.layout.degrees, heights.device
+    if not any(degrees):
+        empty = torch.zeros_like(x)
+        w = frequencies(degrees).to(heights).expand(len(x), -1, -1)
+        return Tracks(torch.stack([x, empty, empty], 2), w, heights)
+    grid = _neighbours(degrees, turn % _SHIFTS)
+    over = heights[:, grid.index.to(device)] - heights[..., None]  # (g, F, K)
+    move, rise = _vertex(grid.fit.to(device, heights.dtype), over, [a for a, d in enumerate(degrees) if d])
+    guess = torch.where((over > 0).any(-1), -1.0, heights + rise)
+    best = guess.topk(min(count, guess.shape[1]), 1).indices
+    group = torch.arange(len(best), device=device)[:, None]
+    steps = torch.zeros(*move.shape[:2], len(degrees), dtype=heights.dtype, device=device)
+    steps[..., [a for a, d in enumerate(degrees) if d]] = move
+    w = frequencies(degrees, turn).to(device) + steps * grid.steps.to(device)
+    chosen = x[group, best]
+    empty = torch.zeros_like(chosen)
+    return Tracks(torch.stack([chosen, empty, empty], 2), w[group, best].to(heights), heights[group, best])
+
+
+def _vertex(fit: Tensor, over: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
+    """Where the parabola at each point has its vertex (g, F, axes), at most a step away, and how much it rises."""
+    terms = torch.einsum("fuk,gfk->gfu", fit, over)
+    count = len(axes)
+    slope, bend = terms[..., :count], over.new_zeros(*terms.shape[:2], count, count)
+    for place, (a, b) in enumerate(itertools.combinations_with_replacement(range(count), 2)):
+        bend[..., a, b] = bend[..., b, a] = terms[..., count + place]
+    bends, along = torch.linalg.eigh(torch.where(bend.isfinite(), bend, 0.0))
+    tilt = (slope[..., None, :] @ along)[..., 0, :]
+    down = bends < -1e-6 * bends.abs().amax(-1, keepdim=True) - 1e-30
+    step = torch.where(down, -tilt / torch.where(down, bends, -1.0), 0.0).clamp(-1.0, 1.0)
+    rise = (tilt * step + bends * step.square() / 2).sum(-1)
+    move = (along @ step[..., None])[..., 0]
+    return move, rise.clamp_min(0.0)

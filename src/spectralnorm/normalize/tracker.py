@@ -135,8 +135,6 @@ class Tracker(nn.Module):
     def wants_survey(self) -> bool:
         """Whether a survey is due now; if so, the count starts anew."""
         self.rested += 1
-        if not any(self._layout.degrees):  # one frequency: nothing to find
-            return False
         if self.thorough:
             most = _SURVEY if self.heights.device.type == "cpu" else _SURVEY_BLIND
             due = self.rested >= most or self.drift > _DRIFT
@@ -205,6 +203,10 @@ class Tracker(nn.Module):
     def mark_of(self, sources: Sources) -> _Mark:
         """What changes when PyTorch writes to a tensor or another takes its place; `.data` writes go unseen."""
         return tuple((0 if s.is_inference() else s._version, s.data_ptr()) for s in sources)
+
+    def addresses(self) -> list[int]:
+        """Where the tensors lie that the lead was last worked out for."""
+        return [address for _, address in self._seen.lead_mark or ()]
 
     def attached(self, *sources: Tensor) -> None:
         """Note that a layer carries this tracker now, and that the state belongs to its weight."""
@@ -278,8 +280,7 @@ class Tracker(nn.Module):
             basis = torch.stack([x, torch.zeros_like(x), torch.zeros_like(x)], 2)
             slots = ((0, w.shape[1]),)
             self.grid.copy_(random_vectors(self.grid))
-            if any(self._layout.degrees):
-                survey(symbol, torch.view_as_complex(self.grid), _SURVEY_COLD)
+            survey(symbol, torch.view_as_complex(self.grid), _SURVEY_COLD)
             Stack([self], [symbol]).store(slots, (basis, v[:, 0], w, height), (x[:, 0], folded[:, 0]))
         self.turn, self.rested, self.drift = 0, 0, 0.0
 
