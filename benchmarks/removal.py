@@ -2,9 +2,9 @@
 
     python benchmarks/removal.py [--images 12000] [--epochs 1] [--seed 0]
 
-The small CNN on Fashion-MNIST where it is installed, else on scikit-learn's digits, hard and soft, without BatchNorm
-and with each folded. The norms held in training are lower bounds; each weight (or gamma) is scaled down until its
-layer's norm is proven to be at most its target. Asked: every layer proven, accuracy within 0.1 point of before.
+The small CNN on Fashion-MNIST where it is installed, else on scikit-learn's digits, hard and soft, without
+BatchNorm and with each folded. The norms held in training are lower bounds; each weight (or gamma) is scaled down
+until its layer's norm is proven to be at most its target. Asked: every layer proven, accuracy within 0.1 point.
 """
 
 from __future__ import annotations

@@ -275,3 +275,10 @@ def test_options_without_sense(options: Callable[[], sn.Estimator]) -> None:
     """Refused where they are given, or at the latest when they are used."""
     with pytest.raises((TypeError, ValueError)):
         sn.spectral_norm(WEIGHT, method=options(), input_shape=(8, 8), padding=1, padding_mode="circular")
+
+
+def test_certified_is_true_or_false_and_goes_with_a_certified_object() -> None:
+    weight = torch.eye(2)
+    check_says(complaint(TypeError, lambda: sn.spectral_norm(weight, certified="yes")), "certified='yes'")
+    assert sn.spectral_norm(weight, method=sn.Certified(), certified=True).certified
+    check_says(complaint(ValueError, lambda: sn.spectral_norm(weight, method=sn.Exact(), certified=True)), "Exact")

@@ -45,7 +45,8 @@ def spectral_norm(
             "tracked" without `input_shape`; with it, the closed form where one exists, else matrix-free.
         rtol: relative tolerance.
         certified: whether "auto" proves both ends of the interval.
-        **conv_args: for a raw kernel: `stride`, `padding`, `padding_mode`, `dilation`, `groups`, `transposed`.
+        **conv_args: for a raw kernel: `stride`, `padding`, `padding_mode`, `dilation`, `groups`, `transposed`, and
+            `output_padding` of a transposed one.
 
     Returns:
         The `Bound`: a differentiable value, and the interval that encloses the norm asked for.
@@ -69,7 +70,9 @@ def spectral_norm(
         0.3333
     """
     estimator = _choose_estimator(method)
-    if certified and method not in ("auto", "certified"):
+    if not isinstance(certified, bool):
+        raise TypeError(f"certified={certified!r} is neither True nor False; expected one of them.")
+    if certified and method not in ("auto", "certified") and not isinstance(method, Certified):
         raise ValueError(
             f"certified=True was given with method={method!r}; expected 'auto' or 'certified'. Leave one out."
         )
@@ -88,10 +91,12 @@ def singular_values(
     Args:
         layer_or_weight: as in `spectral_norm`.
         input_shape: the spatial size, such as `(32, 32)`; None for a layer without one, such as Linear.
-        **conv_args: for a raw kernel: `stride`, `padding`, `padding_mode`, `dilation`, `groups`, `transposed`.
+        **conv_args: for a raw kernel: `stride`, `padding`, `padding_mode`, `dilation`, `groups`, `transposed`, and
+            `output_padding` of a transposed one.
 
     Returns:
-        (min(inputs, outputs),) in the dtype of the weight, computed in float64, differentiable.
+        (min(inputs, outputs),), computed in float64 and differentiable; in float64 for such a weight and for a
+        layer with a BatchNorm folded in, else in float32.
 
     Raises:
         TypeError: for an unknown layer or dtype.
