@@ -18,9 +18,11 @@ if TYPE_CHECKING:
 __all__ = ["climb", "look"]
 
 _STILL = 1e-4  # relative gain of a sweep at which a climb ends
-_MOST = 8  # sweeps a step at most,
+_MOST = 8  # sweeps a step in a small model at most,
+_MOST_LARGE = 3  # and in a large one,
 _BLIND = 3  # and sweeps where the gain is not asked for, since that would stop a GPU's stream
-_PEAKS = 14  # of a survey, that climb: about all there are
+_PEAKS = 14  # of a survey, that climb in a small model: about all there are
+_PEAKS_LARGE = 4
 
 
 def climb(stack: Stack, first: Tracker, *, tracks: int = TRACKS, found: Tracks | None = None) -> None:
@@ -38,7 +40,7 @@ def climb(stack: Stack, first: Tracker, *, tracks: int = TRACKS, found: Tracks |
         basis[:, :, 1:] = 0  # directions and residuals of some earlier climb
     climbing = Tracks(basis, w, w.new_zeros(w.shape[:2]))
     climbing = climbing if found is None else climbing.beside(found)
-    climbing = _sweeps(symbol, climbing, first.sweeps * _MOST, leader=True)
+    climbing = _sweeps(symbol, climbing, first.sweeps * _most(first), leader=True)
     if w.device.type == "cpu" and first.thorough:
         moved = (climbing.height[:, :tracks] - known).abs().amax(1)
         stack.drift(moved / climbing.height.amax(1).clamp_min(1e-30))
@@ -49,12 +51,17 @@ def climb(stack: Stack, first: Tracker, *, tracks: int = TRACKS, found: Tracks |
     return _store(stack, climbing.take(torch.where(place == 0, leader, torch.where(place == leader, 0, place))))
 
 
-def look(member: Tracker, symbol: Symbol, rounds: int) -> Tracks:
+def look(member: Tracker, symbol: Symbol) -> Tracks:
     """Survey a layer, and give the best of what climbs from the peaks."""
     x = torch.view_as_complex(member.grid)
-    tracks = peaks(symbol, x, survey(symbol, x, rounds, member.turn), _PEAKS, member.turn)
-    tracks = _sweeps(symbol, tracks, _MOST, leader=False)
+    heights = survey(symbol, x, 2 if member.thorough else 1, member.turn)
+    tracks = peaks(symbol, x, heights, _PEAKS if member.thorough else _PEAKS_LARGE, member.turn)
+    tracks = _sweeps(symbol, tracks, _most(member), leader=False)
     return tracks.take(tracks.distinct(TRACKS))
+
+
+def _most(member: Tracker) -> int:
+    return _MOST if member.thorough else _MOST_LARGE
 
 
 def _sweeps(symbol: Symbol, tracks: Tracks, most: int, *, leader: bool) -> Tracks:

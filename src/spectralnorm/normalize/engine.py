@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["Engine"]
 
 _TURN = 1e-3  # one minus the overlap of a leader's old and new vector, up to which a quick sweep is enough
+_SCALING = 0.25  # how much of a large model's drift a change of height counts for
 _PADDING = 1.5  # padded vectors may hold this many times the numbers of the layers' own;
 _PADDING_LARGE = 4.0  # in a large model, whose quick sweeps handle few vectors: there the calls are what costs
 
@@ -87,7 +88,7 @@ def _advance(stack: Stack, members: Sequence[Member]) -> None:
     parts = stack.symbol.parts
     if first.thorough:
         found = [
-            look(member, part, 2) if member.wants_survey() else None
+            look(member, part) if member.wants_survey() else None
             for (member, _), part in zip(members, parts, strict=True)
         ]
         climb(stack, first, found=stack.padded(found))
@@ -95,7 +96,7 @@ def _advance(stack: Stack, members: Sequence[Member]) -> None:
         climb(stack, first, tracks=1)
     for (member, sources), part in zip(members, parts, strict=True):
         if not first.thorough and member.wants_survey():
-            climb(Stack.of([(member, sources)]), member, found=look(member, part, 2))
+            climb(Stack.of([(member, sources)]), member, found=look(member, part))
         member.turn += 1
         member.mark(sources)
 
@@ -123,9 +124,12 @@ def _glide(stack: Stack, first: Tracker) -> bool:
         folded = symbol.fold(v, phases)
         if forward or not ask:
             x, height = _unit(symbol.read(folded)[..., None], x)
-    turned = ask and bool((_turn(before[0], x).maximum(_turn(before[1], v)) > _TURN).any())
+    turned = False
     if ask:
-        stack.drift((height - known).abs()[:, 0] / height[:, 0].clamp_min(1e-30))
+        turn = _turn(before[0], x).maximum(_turn(before[1], v))
+        turned = bool((turn > _TURN).any())
+        change = (height - known).abs()[:, 0] / height[:, 0].clamp_min(1e-30)
+        stack.drift(turn + _SCALING * change)  # a BatchNorm's statistics scale heights, and turn little
     x = x[..., 0]
     if len(slots) > 1:
         x, v, w, height, folded = _leader_first(height, x, v, w, height, folded)

@@ -18,6 +18,7 @@ from spectralnorm.normalize.opaque import ask
 from spectralnorm.normalize.parametrization import Normalization, parametrizations_of
 from spectralnorm.normalize.scaling import Rule, factor, norm_of
 from spectralnorm.normalize.stack import Sources
+from spectralnorm.normalize.transforms import plain_norm_of, transformed
 from spectralnorm.operators.base import Operator
 from spectralnorm.operators.batchnorm import BatchNorm
 
@@ -53,7 +54,7 @@ class FoldedNormalization(Normalization):
         sigma, left, right = ask(self, weight, gamma, variance)
         if not self.rule.through_norm:
             return gamma * factor(sigma, self.rule)[0].to(gamma.dtype)
-        scale = (gamma.detach() * (variance + norm.eps).rsqrt()).to(sigma.dtype).reshape(len(left), 1, -1)
+        scale = (gamma.detach() * (variance + norm.eps).rsqrt()).to(sigma.dtype).reshape(left.shape[0], 1, -1)
         energy = sigma * self._energy(left, right)  # of each channel in u^H K^(w) v, which is linear in gamma
         if self.on_columns:
             right = (right.unflatten(2, (scale.shape[2], -1)) * scale[..., None]).flatten(2)
@@ -61,7 +62,8 @@ class FoldedNormalization(Normalization):
             left = left * scale
         slope = energy / torch.where(gamma == 0, 1.0, gamma.detach()).to(sigma.dtype)
         one = torch.ones_like(slope[None, :1, None])
-        found = norm_of(sigma, (weight, left, right), (gamma, slope[None, None], one))
+        linear = plain_norm_of if transformed() else norm_of
+        found = linear(sigma, (weight, left, right), (gamma, slope[None, None], one))
         # of a copy, since an optimiser may step before this graph is used again
         scaled: Tensor = gamma.clone() * factor(found, self.rule)[0].to(gamma.dtype)
         return scaled

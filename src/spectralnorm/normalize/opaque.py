@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from spectralnorm.normalize.steps import watch_optimizers
+from spectralnorm.normalize.transforms import bare, outside, transformed
+
 if TYPE_CHECKING:
     from spectralnorm.normalize.stack import Sources
     from spectralnorm.normalize.tracker import Tracker
@@ -25,9 +28,15 @@ _NUMBERS = itertools.count()
 
 def enlist(tracker: Tracker) -> int:
     """A number of its own for a tracker, by which compiled code finds it."""
+    watch_optimizers(_addresses)
     number = next(_NUMBERS)
     _LIVE[number] = tracker
     return number
+
+
+def _addresses() -> set[int]:
+    """Of all tensors that trackers have met."""
+    return {address for tracker in list(_LIVE.values()) for address in tracker.addresses()}
 
 
 def ask(tracker: Tracker, *sources: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -35,13 +44,24 @@ def ask(tracker: Tracker, *sources: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if torch.compiler.is_compiling():
         found: tuple[Tensor, Tensor, Tensor] = _lead([source.detach() for source in sources], tracker.handle)
         return found
+    if sources[0].is_meta:
+        return _shaped(tracker, sources[0])
+    if transformed():
+        sources = tuple(map(bare, sources))
+        with outside():
+            return tracker.measure(*sources)
     return tracker.measure(*sources)
 
 
 @torch.library.custom_op("spectralnorm::lead", mutates_args=(), tags=(torch.Tag.cudagraph_unsafe,))
 def _lead(sources: list[Tensor], handle: int) -> tuple[Tensor, Tensor, Tensor]:
     """As `ask`; the results are copies, since a compiler may write over what it was given."""
-    tracker = _LIVE[handle]
+    tracker = _LIVE.get(handle)
+    if tracker is None:
+        raise RuntimeError(
+            "This program was exported from a normalised model that is not here any more; expected one of plain "
+            "weights. Export after remove_spectral_norm, of a copy where training goes on."
+        )
     sigma, left, right = tracker.measure(*_uncopied(sources, tracker.known()))
     return (
         sigma.clone(),
@@ -68,8 +88,12 @@ def _uncopied(sources: list[Tensor], known: Sources | None) -> Sources:
 
 @_lead.register_fake
 def _(sources: list[Tensor], handle: int) -> tuple[Tensor, Tensor, Tensor]:
-    heights = _LIVE[int(handle)].heights
-    groups, rows, columns, taps = _LIVE[int(handle)].blocks
-    sigma = sources[0].new_empty((), dtype=heights.dtype)
-    shapes = (groups, 2, rows), (groups, 2, columns * taps)
-    return sigma, *(sources[0].new_empty(shape, dtype=heights.dtype) for shape in shapes)  # type: ignore[return-value]
+    return _shaped(_LIVE[int(handle)], sources[0])
+
+
+def _shaped(tracker: Tracker, like: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Empty tensors of the shapes that a tracker gives, on the device of another."""
+    groups, rows, columns, taps = tracker.blocks
+    shapes: tuple[tuple[int, ...], ...] = ((), (groups, 2, rows), (groups, 2, columns * taps))
+    sigma, left, right = (like.new_empty(shape, dtype=tracker.heights.dtype) for shape in shapes)
+    return sigma, left, right

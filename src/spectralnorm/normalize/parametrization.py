@@ -9,9 +9,10 @@ from torch.nn.utils import parametrize
 
 from spectralnorm.normalize.engine import Engine
 from spectralnorm.normalize.opaque import ask
-from spectralnorm.normalize.scaling import Rule, scale_weight
+from spectralnorm.normalize.scaling import Rule, factor, scale_weight
 from spectralnorm.normalize.stack import Sources
 from spectralnorm.normalize.tracker import Tracker
+from spectralnorm.normalize.transforms import plain_norm_of, transformed
 from spectralnorm.operators.base import Operator
 
 __all__ = ["Normalization", "SpectralNormalization", "parametrizations_of"]
@@ -59,4 +60,7 @@ class SpectralNormalization(Normalization):
     def forward(self, weight: Tensor) -> Tensor:
         """The scaled weight; in training, the state first moves if the weight has changed."""
         sigma, left, right = ask(self, weight)
+        if transformed():
+            found = plain_norm_of(sigma, (weight, left, right)) if self.rule.through_norm else sigma
+            return weight * factor(found, self.rule)[0].to(weight.dtype)
         return scale_weight(weight, sigma, left, right, self.rule)

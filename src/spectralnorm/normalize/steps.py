@@ -1,0 +1,42 @@
+"""Steps of optimisers that leave no trace in the version of a weight: fused ones, and those that write to `.data`.
+
+PyTorch's fused kernels (`torch.optim.AdamW(..., fused=True)`) do not count their writes. A state that goes by
+versions would stand still, and the norms would run away.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from functools import cache
+from typing import Any
+
+import torch
+from torch.optim.optimizer import register_optimizer_step_post_hook
+
+__all__ = ["watch_optimizers"]
+
+
+@cache
+def watch_optimizers(addresses: Callable[[], Iterable[int]]) -> None:
+    """Count the steps of every optimizer of the process from now on.
+
+    Args:
+        addresses: gives the addresses of the weights that matter; others are let be.
+    """
+
+    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+        if _counts(optimizer):
+            return
+        watched = set(addresses())
+        for group in optimizer.param_groups:
+            for parameter in group["params"]:
+                if parameter.grad is not None and parameter.data_ptr() in watched:
+                    torch.autograd.graph.increment_version(parameter)
+
+    register_optimizer_step_post_hook(note)
+
+
+def _counts(optimizer: torch.optim.Optimizer) -> bool:
+    """Whether the optimizer's own writes are counted."""
+    fused = any(group.get("fused") for group in optimizer.param_groups)
+    return type(optimizer).__module__.startswith("torch.optim.") and not fused
