@@ -162,6 +162,7 @@ def test_a_branch_that_starts_with_gamma_zero_trains() -> None:
 # ---------------------------------------------------------------------- the state
 
 
+@pytest.mark.small_models
 def test_the_state_follows_weights_gammas_and_statistics() -> None:
     """deel-torchlip#47. Statistics of small batches jump in each pass: the norm is right when it is read."""
     net = folded()
@@ -179,7 +180,7 @@ def test_statistics_that_are_estimated_anew(mode: bool) -> None:
     """sngan_projection#38: the kernels of BatchNorm write their statistics without a trace in their version."""
     net = folded().train()
     update_bn([5.0 * images(seed) for seed in range(30)], net)
-    assert norms(net.train(mode)) == pytest.approx([1.0] * 3, rel=1e-2)
+    assert norms(net.train(mode)) == pytest.approx([1.0] * 3, rel=5e-2)
 
 
 def test_statistics_seen_in_one_pass_count_in_the_next_evaluation() -> None:
