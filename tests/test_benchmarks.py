@@ -117,3 +117,12 @@ def test_the_readme_shows_what_the_certified_benchmark_measured() -> None:
         ]
         assert start + "".join(f" | {double} ({single})" for double, single in cells) + " |" in README
     assert f"| {share(found['memory over gram at once'])} ({share(found['memory over gram'])}) |" in README
+
+
+@pytest.mark.parametrize(("network", "title"), [("resnet18-bn", "ResNet-18"), ("vgg16", "VGG16")])
+def test_the_readme_shows_what_the_training_step_benchmark_measured(network: str, title: str) -> None:
+    path = ROOT / "benchmarks" / "results" / "training_step.json"
+    found = json.loads(path.read_text(encoding="utf-8"))["networks"][network]
+    part = found["settings"]["threads 1"]["ratios"]["part"]
+    cells = f"{part['ours/pytorch']:.2f} | {part['ours/power']:.2f} | {share(part['ours/exact'])}"
+    assert f"| {title}, every layer, one thread | {cells} |" in README

@@ -19,7 +19,7 @@ from torch.nn.utils import parametrize
 
 from spectralnorm.normalize.folding import FoldedNormalization, count_pass
 from spectralnorm.normalize.parametrization import Normalization, parametrizations_of
-from spectralnorm.normalize.sites import normalised
+from spectralnorm.normalize.sites import only_normalised
 from spectralnorm.normalize.ties import find_ties
 from spectralnorm.operators.base import compute_dtype
 from spectralnorm.operators.batchnorm import is_batchnorm
@@ -64,18 +64,7 @@ def plain_state_dict(model: nn.Module, *, form: str = "plain") -> dict[str, Any]
     """
     if form not in FORMS:
         raise ValueError(f"form={form!r} is unknown; expected one of {', '.join(FORMS)}.")
-    layers = list(normalised(model))
-    if not layers:
-        raise ValueError(
-            f"{type(model).__name__} carries no spectral normalisation; expected one from spectral_normalize. "
-            "Its state_dict() is plain already."
-        )
-    for name, layer, tensor, _, count in layers:
-        if count > 1:
-            raise ValueError(
-                f"{name or type(layer).__name__}.{tensor} carries further parametrizations; expected the spectral "
-                "normalisation alone. Remove the others first."
-            )
+    layers = only_normalised(model, "Its state_dict() is plain already.")
     found = [(layer, tensor, part) for _, layer, tensor, part, _ in layers]
     handles = [
         layer.register_state_dict_post_hook(partial(_write, tensor, entries))

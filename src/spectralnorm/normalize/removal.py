@@ -15,7 +15,7 @@ from spectralnorm.normalize.checkpoints import unhook
 from spectralnorm.normalize.folding import FoldedNormalization
 from spectralnorm.normalize.parametrization import Normalization
 from spectralnorm.normalize.proven import shrink_until_proven
-from spectralnorm.normalize.sites import normalised
+from spectralnorm.normalize.sites import only_normalised
 from spectralnorm.normalize.ties import find_ties
 from spectralnorm.operators.base import Operator
 from spectralnorm.operators.batchnorm import BatchNorm, fold_batchnorm
@@ -51,18 +51,7 @@ def remove_spectral_norm(model: AnyModule, *, certified: bool = False) -> AnyMod
         >>> sorted(layer.state_dict())
         ['bias', 'weight']
     """
-    layers = list(normalised(model))
-    if not layers:
-        raise ValueError(
-            f"{type(model).__name__} carries no spectral normalisation; expected one from spectral_normalize. "
-            "There is nothing to remove."
-        )
-    for name, layer, tensor, _, count in layers:
-        if count > 1:
-            raise ValueError(
-                f"{name or type(layer).__name__}.{tensor} carries further parametrizations; expected the spectral "
-                "normalisation alone. Remove the others first."
-            )
+    layers = only_normalised(model, "There is nothing to remove.")
     proven = [_proven(name, layer, tensor, part) if certified else None for name, layer, tensor, part, _ in layers]
     ties = find_ties(model, [(layer, tensor, part) for _, layer, tensor, part, _ in layers], proven)
     for (_, layer, tensor, part, _), weight, tie in zip(layers, proven, ties, strict=True):

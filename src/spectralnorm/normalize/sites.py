@@ -17,7 +17,7 @@ from spectralnorm.operators.raw import conv_operator
 from spectralnorm.operators.registry import as_operator, has_operator
 from spectralnorm.operators.transposed import TransposedConvOperator
 
-__all__ = ["Site", "check_pairs", "check_plain", "find_sites", "is_normalizable", "normalised"]
+__all__ = ["Site", "check_pairs", "check_plain", "find_sites", "is_normalizable", "normalised", "only_normalised"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -118,6 +118,23 @@ def normalised(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Normaliz
                 for part in chain:
                     if isinstance(part, Normalization):
                         yield name, layer, tensor, part, len(chain)
+
+
+def only_normalised(model: nn.Module, advice: str) -> list[tuple[str, nn.Module, str, Normalization, int]]:
+    """What `normalised` yields, there being something, and no tensor with another parametrization."""
+    layers = list(normalised(model))
+    if not layers:
+        raise ValueError(
+            f"{type(model).__name__} carries no spectral normalisation; expected one from spectral_normalize. "
+            f"{advice}"
+        )
+    for name, layer, tensor, _, count in layers:
+        if count > 1:
+            raise ValueError(
+                f"{name or type(layer).__name__}.{tensor} carries further parametrizations; expected the spectral "
+                "normalisation alone. Remove the others first."
+            )
+    return layers
 
 
 def check_plain(layer: nn.Module, tensor: str, name: str, *, operator: bool = True) -> None:
