@@ -225,3 +225,10 @@ def test_refresh_recovers_from_weights_that_were_nan() -> None:
         net[2].parametrizations.weight.original.copy_(7.0 * weight)
     sn.refresh(net)(images())
     torch.testing.assert_close(net[2].weight.detach(), weight, rtol=1e-3, atol=1e-4)
+
+
+def test_data_parallel_is_refused_when_it_replicates() -> None:
+    """pytorch#22095, #13350: replicas of a spectral norm lost their state in each pass."""
+    layer = sn.spectral_normalize(nn.Linear(3, 3))
+    message = complaint(RuntimeError, layer.parametrizations.weight[0]._replicate_for_data_parallel)
+    check_says(message, "DataParallel", "DistributedDataParallel")

@@ -303,6 +303,14 @@ class Tracker(nn.Module):
         super().__setstate__(state)  # type: ignore[no-untyped-call]
         self.handle = enlist(self)
 
+    def _replicate_for_data_parallel(self) -> Tracker:
+        """Refuse: replicas live for one forward pass, and what their states learn is lost."""
+        raise RuntimeError(
+            "A normalised layer cannot be replicated by nn.DataParallel, whose copies are thrown away after each "
+            "pass, with what their states have learnt; expected one process a device. Use "
+            "torch.nn.parallel.DistributedDataParallel."
+        )
+
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, metadata: Any, *args: Any) -> None:
         """Weights that come with their state keep it bit for bit; weights without it reconverge."""
         complete = prefix + "_extra_state" in state_dict and all(
