@@ -17,8 +17,8 @@ from spectralnorm.estimators import cells
 from spectralnorm.estimators.cells import Cover, grid_points, one_of_pairs
 from spectralnorm.estimators.certified import _Proof
 from spectralnorm.estimators.search import Search
-from spectralnorm.operators.fourier import conv_symbol
 from spectralnorm.operators.gram_polynomial import gram_polynomial
+from spectralnorm.operators.symbols import conv_symbol
 
 ROUNDING = 1e-12  # relative, of the float64 references
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from spectralnorm.operators import lags
-from spectralnorm.operators.fourier import conv_symbol
+from spectralnorm.operators.symbols import conv_symbol
 
 KERNELS = [
     ((5,), (1,)),

@@ -177,8 +177,8 @@ class Tracked(Estimator):
         Returns:
             The tracks, highest first in each group and without images, and what was done.
         """
-        largest = symbol.weight.abs().max().clamp_min(torch.finfo(symbol.weight.dtype).tiny)
-        symbol = Symbol(symbol.weight / largest, symbol.layout)  # heights are squared: keep them in range
+        largest = symbol.largest()
+        symbol = symbol.over(largest)  # heights are squared: keep them in range
         if min(symbol.rows, symbol.columns) == 1 and start is None:
             return _scaled(scalar_peaks(symbol, grid, self.tracks), largest), {"sweeps": 0, "converged": True}
         tracks, stats = self._screened(symbol, grid, start)
@@ -191,7 +191,7 @@ class Tracked(Estimator):
             for i in range(4):
                 tracks = sweep(symbol, tracks, search if i == 0 else step)
             count += 4
-            height = float(tracks.height.max())
+            height = symbol.agreed(tracks.height.max())
             converged = height <= best * (1 + rtol / 20)
             best = max(best, height)
         tracks = tracks.take(tracks.height.sort(1, descending=True).indices)

@@ -8,13 +8,13 @@ from typing import TypeVar, cast
 
 import torch
 from torch import nn
-from torch.nn.utils import parametrize
 
 from spectralnorm.network.graph import batchnorm_pairs
 from spectralnorm.normalize.checkpoints import hook_up
 from spectralnorm.normalize.classes import own_class
 from spectralnorm.normalize.engine import Engine
 from spectralnorm.normalize.folding import FoldedNormalization
+from spectralnorm.normalize.fsdp import register, reshard
 from spectralnorm.normalize.initial import orthogonal_
 from spectralnorm.normalize.options import check_options, targets_of
 from spectralnorm.normalize.parametrization import Normalization, SpectralNormalization
@@ -91,6 +91,7 @@ def spectral_normalize(
             f"{', '.join(taken)} already carries a spectral normalisation; expected a model without. "
             "Call remove_spectral_norm first, or leave the second call out."
         )
+    reshard(model_or_layer)
     folded = batchnorm_pairs(model_or_layer) if fold_batchnorm and pairs is None else {}
     folded = folded if pairs is None else check_pairs(model_or_layer, pairs)
     sites = find_sites(model_or_layer, folded)
@@ -145,7 +146,7 @@ def attach(site: Site, normalisation: Normalization) -> None:
     if getattr(layer, tensor) is None:  # a BatchNorm without affine parameters: gamma is 1, and not trained
         ones = torch.ones_like(cast("torch.Tensor", layer.running_var))
         layer.register_parameter(tensor, nn.Parameter(ones, requires_grad=False))
-    parametrize.register_parametrization(layer, tensor, normalisation)
+    register(layer, tensor, normalisation)
     own_class(layer)
     normalisation.attached(*normalisation.sources_on(layer, tensor))
     hook_up(layer, normalisation)
@@ -173,6 +174,7 @@ def step(model: AnyModule) -> AnyModule:
     """
     for _, normalisation in _found(model):
         normalisation.engine.update()
+        normalisation.engine.update(sharded=True)
     return model
 
 

@@ -20,9 +20,8 @@ from spectralnorm.estimators.grids import half_grid
 from spectralnorm.measure import check_size, check_tolerance, spectral_norm
 from spectralnorm.normalize.options import check_target
 from spectralnorm.normalize.proven import shrink_until_proven
-from spectralnorm.normalize.removal import with_weight
 from spectralnorm.normalize.sites import check_plain, is_normalizable
-from spectralnorm.operators.base import Operator, Size
+from spectralnorm.operators.base import Operator, Size, with_weight
 from spectralnorm.operators.fourier import Symbol
 from spectralnorm.operators.registry import as_operator, has_operator
 

@@ -18,7 +18,7 @@ from torch import Tensor
 from spectralnorm.estimators.ascent import lengths
 from spectralnorm.estimators.tracked import frequency_step
 from spectralnorm.normalize.climbing import climb, look
-from spectralnorm.normalize.stack import Member, Stack
+from spectralnorm.normalize.stack import Member, Sources, Stack
 from spectralnorm.operators.base import undisturbed
 
 if TYPE_CHECKING:
@@ -47,14 +47,24 @@ class Engine:
         """Add a layer; joining twice is harmless."""
         self._members[id(member)] = member
 
-    def update(self) -> None:
-        """Sweep every member in training whose weights have changed since its last sweep."""
-        stale = [(m, sources) for m in list(self._members.values()) if (sources := m.changed()) is not None]
+    def update(self, *, sharded: bool = False) -> None:
+        """Sweep every member in training whose weights have changed since its last sweep.
+
+        Args:
+            sharded: those whose weights are dealt out over processes, which is collective; or the others.
+        """
+        like = [member for member in list(self._members.values()) if member.sharded == sharded]
+        stale = [(member, sources) for member in like if (sources := member.changed()) is not None]
         if not stale:
             return
         with undisturbed(stale[0][1][0].device):
             for stack, members in self._stacks(stale):
                 _advance(stack, members)
+
+    def sweep(self, member: Tracker, sources: Sources) -> None:
+        """Sweep one member, with the tensors at hand."""
+        with undisturbed(sources[0].device):
+            _advance(Stack.of([(member, sources)]), [(member, sources)])
 
     def _stacks(self, stale: list[Member]) -> list[tuple[Stack, list[Member]]]:
         """The stale layers as stacks: those of the last step where nothing but the numbers has changed."""
@@ -88,14 +98,14 @@ def _advance(stack: Stack, members: Sequence[Member]) -> None:
     parts = stack.symbol.parts
     if first.thorough:
         found = [
-            look(member, part) if member.wants_survey() else None
+            look(member, part) if member.wants_survey(watched=stack.symbol.watched) else None
             for (member, _), part in zip(members, parts, strict=True)
         ]
         climb(stack, first, found=stack.padded(found))
     elif _glide(stack, first):
         climb(stack, first, tracks=1)
     for (member, sources), part in zip(members, parts, strict=True):
-        if not first.thorough and member.wants_survey():
+        if not first.thorough and member.wants_survey(watched=stack.symbol.watched):
             climb(Stack.of([(member, sources)]), member, found=look(member, part))
         member.turn += 1
         member.mark(sources)
@@ -112,7 +122,7 @@ def _glide(stack: Stack, first: Tracker) -> bool:
     """
     symbol, slots, (adjoint, forward) = stack.symbol, first.slots(), first.halves()
     basis, w, v, known = stack.load(slots, 1)
-    ask, move = w.device.type == "cpu", frequency_step(symbol, None, everywhere=False)
+    ask, move = symbol.watched, frequency_step(symbol, None, everywhere=False)
     x, phases = basis[:, :, 0, :, None], symbol.layout.phases(w)
     before = x, v
     for _ in range(first.sweeps):

@@ -8,7 +8,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-__all__ = ["alike", "fingerprint"]
+__all__ = ["OUTDATED", "TRUSTED", "alike", "fingerprint"]
+
+TRUSTED = (math.inf,) * 3  # stands for the fingerprint of shards: the state belongs to the weights beside it,
+OUTDATED = (-math.inf,) * 3  # or does not
 
 
 @torch.no_grad()

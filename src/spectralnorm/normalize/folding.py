@@ -7,20 +7,27 @@ times the layer, by the running statistics.
 
 from __future__ import annotations
 
-from typing import Any, cast
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from spectralnorm.normalize.dealt import Dealt
 from spectralnorm.normalize.engine import Engine
 from spectralnorm.normalize.opaque import ask
 from spectralnorm.normalize.parametrization import Normalization, parametrizations_of
 from spectralnorm.normalize.scaling import Rule, factor, norm_of
+from spectralnorm.normalize.seen import Lead
 from spectralnorm.normalize.stack import Sources
 from spectralnorm.normalize.transforms import plain_norm_of, transformed
 from spectralnorm.operators.base import Operator
 from spectralnorm.operators.batchnorm import BatchNorm
+from spectralnorm.operators.shards import is_sharded
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["FoldedNormalization", "count_pass"]
 
@@ -68,6 +75,35 @@ class FoldedNormalization(Normalization):
         scaled: Tensor = gamma.clone() * factor(found, self.rule)[0].to(gamma.dtype)
         return scaled
 
+    def measure(self, *sources: Tensor) -> Lead:
+        """As of one tensor; of shards, in a forward pass that has gathered both."""
+        if self.sharded or is_sharded(sources[0]):
+            self._check_whole(sources)
+        return super().measure(*sources)
+
+    def converge(self, *sources: Tensor) -> None:
+        """As of one tensor; never from shards."""
+        self._check_whole(sources)
+        super().converge(*sources)
+
+    def changed(self) -> Sources | None:
+        """As of one tensor; shards are left to the forward pass."""
+        return None if self.sharded else super().changed()
+
+    def deal_out(self, weight: DTensor) -> None:
+        """Note that gamma is dealt out, and probably the layer's weight."""
+        super().deal_out(weight)
+        cast("Dealt", self._seen.dealt).beside = self.pair[0]
+
+    def _check_whole(self, sources: Sequence[Tensor]) -> None:
+        if any(map(is_sharded, sources)):
+            names = " and ".join(type(module).__name__ for module in self.pair)
+            raise RuntimeError(
+                f"The weights of a folded {names} are not both whole. Either FSDP2 shards the two in groups "
+                "of their own, so that one is not there when the other is used: call fully_shard on a module that "
+                "holds both instead. Or gamma is read outside the forward pass: call model.unshard() before that."
+            )
+
     def sources_on(self, layer: nn.Module, tensor: str) -> Sources:
         """The weight of the layer before, the trained gamma, and the running variance."""
         before, norm = self.pair
@@ -81,7 +117,9 @@ class FoldedNormalization(Normalization):
 
     def mark_of(self, sources: Sources) -> tuple[tuple[int, int], ...]:
         """Versions and addresses, and how often the BatchNorm has written to its statistics."""
-        return (*super().mark_of(sources), (self.passes, 0))
+        mark = (*super().mark_of(sources), (self.passes, 0))
+        variance = cast("Tensor", self.pair[1].running_var)
+        return (*mark, (variance._version, variance.data_ptr())) if self.sharded else mark
 
     def _energy(self, left: Tensor, right: Tensor) -> Tensor:
         """(c,) |u_i|^2, or |v_j|^2 over the components of the columns; zero outside the leading group."""

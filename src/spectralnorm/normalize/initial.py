@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from spectralnorm.normalize.sites import Site
+from spectralnorm.operators.shards import is_sharded
 
 __all__ = ["orthogonal_"]
 
@@ -26,6 +27,11 @@ def orthogonal_(site: Site) -> None:
         raise ValueError(
             f"init='orthogonal' cannot set the weight of {site.name or 'the layer'} ({type(layer).__name__}); "
             "expected Linear, Conv and ConvTranspose layers. Initialise yours by hand, and leave init out."
+        )
+    if is_sharded(weight):
+        raise ValueError(
+            f"init='orthogonal' cannot set the weight of {site.name or 'the layer'}, which is sharded; expected a "
+            "plain one. Call spectral_normalize before fully_shard, or set the weights by hand and leave init out."
         )
     groups = (
         layer.groups if isinstance(layer, nn.modules.conv._ConvNd) else 3 if site.tensor == "in_proj_weight" else 1

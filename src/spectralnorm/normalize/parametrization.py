@@ -41,7 +41,8 @@ class Normalization(Tracker):
 
     def sources_on(self, layer: nn.Module, tensor: str) -> Sources:
         """The tensors that the norm is made of, the weight first, of the layer that carries this."""
-        return (parametrizations_of(layer, tensor).original,)
+        dealt = self._seen.dealt
+        return (parametrizations_of(layer, tensor).original if dealt is None else dealt.weight,)
 
     def right_inverse(self, value: Tensor) -> Tensor:
         """An assigned tensor is taken as it is, and normalised from a fresh state."""

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import copy
-import dataclasses
 from collections.abc import Callable
 from typing import TypeVar, cast
 
@@ -15,14 +13,16 @@ from spectralnorm.normalize.checkpoints import unhook
 from spectralnorm.normalize.folding import FoldedNormalization
 from spectralnorm.normalize.parametrization import Normalization
 from spectralnorm.normalize.proven import shrink_until_proven
+from spectralnorm.normalize.sharded_removal import bake_shard, cut_to_shard, prepare_shards
 from spectralnorm.normalize.sites import only_normalised
 from spectralnorm.normalize.ties import find_ties
-from spectralnorm.operators.base import Operator
+from spectralnorm.operators.base import Operator, with_weight
 from spectralnorm.operators.batchnorm import BatchNorm, fold_batchnorm
 from spectralnorm.operators.raw import conv_operator
 from spectralnorm.operators.registry import as_operator
+from spectralnorm.operators.shards import is_sharded
 
-__all__ = ["remove_spectral_norm", "with_weight"]
+__all__ = ["remove_spectral_norm"]
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 
@@ -52,11 +52,15 @@ def remove_spectral_norm(model: AnyModule, *, certified: bool = False) -> AnyMod
         ['bias', 'weight']
     """
     layers = only_normalised(model, "There is nothing to remove.")
+    prepare_shards(model, layers)
     proven = [_proven(name, layer, tensor, part) if certified else None for name, layer, tensor, part, _ in layers]
     ties = find_ties(model, [(layer, tensor, part) for _, layer, tensor, part, _ in layers], proven)
     for (_, layer, tensor, part, _), weight, tie in zip(layers, proven, ties, strict=True):
-        parametrize.remove_parametrizations(layer, tensor, leave_parametrized=tie is None)
-        _write(layer, tensor, weight if tie is None else tie.value, apart=tie is not None and tie.breaks)
+        if part.sharded:
+            bake_shard(layer, tensor, part, weight)
+        else:
+            parametrize.remove_parametrizations(layer, tensor, leave_parametrized=tie is None)
+            _write(layer, tensor, weight if tie is None else tie.value, apart=tie is not None and tie.breaks)
         unhook(layer, part)
     return model
 
@@ -72,10 +76,11 @@ def _write(layer: nn.Module, tensor: str, value: Tensor | None, *, apart: bool) 
 
 
 def _proven(name: str, layer: nn.Module, tensor: str, part: Normalization) -> Tensor:
-    """A copy of a normalised tensor, scaled until its layer's norm is proven."""
-    weight = cast("Tensor", getattr(layer, tensor)).detach().clone()
+    """A copy of a normalised tensor, scaled until its layer's norm is proven; of a sharded one, of the shard."""
+    scaled = cast("Tensor", getattr(layer, tensor)).detach()
+    weight = scaled.full_tensor() if is_sharded(scaled) else scaled.clone()
     shrink_until_proven(weight, _maker(layer, part), part.target, 1e-3, name or type(layer).__name__)
-    return weight
+    return cut_to_shard(weight, layer, tensor, part)
 
 
 def _maker(layer: nn.Module, part: Normalization) -> Callable[[Tensor], Operator]:
@@ -92,16 +97,6 @@ def _maker(layer: nn.Module, part: Normalization) -> Callable[[Tensor], Operator
         return lambda weight: conv_operator(weight[..., None], groups=part.blocks[0])
     operator = as_operator(layer)
     return lambda weight: with_weight(operator, weight)
-
-
-def with_weight(operator: Operator, weight: Tensor) -> Operator:
-    """The operator with another weight."""
-    weight = weight.to(operator.weight.dtype)
-    if dataclasses.is_dataclass(operator):
-        return cast("Operator", dataclasses.replace(operator, weight=weight))
-    other = copy.copy(operator)
-    object.__setattr__(other, "weight", weight)
-    return other
 
 
 def _plain(norm: BatchNorm) -> BatchNorm:

@@ -8,10 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor
+
+from spectralnorm.operators.sharded import sharded_outer
+from spectralnorm.operators.shards import is_sharded
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["Rule", "factor", "norm_of", "scale_weight"]
 
@@ -80,6 +86,8 @@ class _Scale(torch.autograd.Function):
     def backward(ctx: Any, grad: Tensor, grad_sigma: Tensor) -> tuple[Tensor | None, ...]:
         scaled, sigma, left, right = ctx.saved_tensors
         scale, active = factor(sigma, ctx.rule)
+        if not torch.compiler.is_compiling() and is_sharded(grad):
+            return _sharded_slope(grad, grad_sigma, ctx), None, None, None, None
         # d(sW) = s dW - (s W / sigma) d sigma, and d sigma = <left^T right, dW>
         along = _inner(grad, scaled).to(sigma.dtype)
         change = grad_sigma - torch.where(active, along / torch.where(active, sigma, 1.0), 0.0)
@@ -87,6 +95,22 @@ class _Scale(torch.autograd.Function):
         if _is_plain(grad):  # one pass over memory less
             return outer.add_(grad, alpha=float(scale)), None, None, None, None
         return grad * scale.to(grad.dtype) + outer, None, None, None, None
+
+
+def _sharded_slope(grad: DTensor, grad_sigma: Tensor, ctx: Any) -> Tensor:
+    """The same of a weight that is dealt out over processes, by shards."""
+    if torch.is_grad_enabled():
+        raise RuntimeError(
+            "A sharded weight that is read outside the forward pass can be differentiated once; expected no "
+            "create_graph. Read it in the forward pass, or from the gathered model."
+        )
+    scaled, sigma, left, right = ctx.saved_tensors
+    scale, active = factor(sigma, ctx.rule)
+    grad = grad.redistribute(placements=scaled.placements)
+    along = (grad * scaled).sum().full_tensor().to(sigma.dtype)
+    change = grad_sigma - torch.where(active, along / torch.where(active, sigma, 1.0), 0.0)
+    outer = sharded_outer((left * change).to(grad.dtype), right.to(grad.dtype), grad)
+    return grad * scale.to(grad.dtype) + outer
 
 
 def _is_plain(grad: Tensor) -> bool:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from spectralnorm.normalize.parametrization import Normalization, parametrizations_of
-from spectralnorm.operators.base import Operator
+from spectralnorm.operators.base import Operator, with_weight
 from spectralnorm.operators.batchnorm import BatchNorm, fold_batchnorm, is_batchnorm
 from spectralnorm.operators.raw import conv_operator
 from spectralnorm.operators.registry import as_operator, has_operator
+from spectralnorm.operators.shards import is_sharded, stand_in
 from spectralnorm.operators.transposed import TransposedConvOperator
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["Site", "check_pairs", "check_plain", "find_sites", "is_normalizable", "normalised", "only_normalised"]
 
@@ -66,7 +70,7 @@ def find_sites(model: nn.Module, pairs: Mapping[str, str]) -> list[Site]:
             if name in pairs:
                 sites.append(_folded(name, module, pairs[name], model.get_submodule(pairs[name])))
             else:
-                sites.append(Site(name, module, "weight", as_operator(module)))
+                sites.append(Site(name, module, "weight", _operator(module)))
             if name == "":
                 break
         elif type(module) is nn.MultiheadAttention:
@@ -79,6 +83,11 @@ def _folded(name: str, layer: nn.Module, norm_name: str, norm: nn.Module) -> Sit
         raise ValueError(
             f"pairs: {norm_name!r} is a {type(norm).__name__}; expected the BatchNorm that alone reads the output "
             f"of {name!r}. Name that, or leave the pair out."
+        )
+    if any(map(is_sharded, (*layer.parameters(), *norm.parameters()))):
+        raise ValueError(
+            f"{name!r} is sharded, so that {norm_name!r} cannot be folded into it; expected plain weights. "
+            "Call spectral_normalize before fully_shard."
         )
     if norm.weight is not None:
         check_plain(norm, "weight", norm_name, operator=False)
@@ -95,9 +104,38 @@ def _attention(name: str, module: nn.MultiheadAttention) -> list[Site]:
         check_plain(module, tensor, name, operator=False)
         weight = cast("Tensor", getattr(module, tensor))
         # (3 E, E): three matrices side by side, as the groups of a pointwise convolution
-        operator = conv_operator(weight[..., None], groups=3 if tensor == "in_proj_weight" else 1)
+        groups = 3 if tensor == "in_proj_weight" else 1
+        if is_sharded(weight):
+            _check_shards(weight, f"{name}.{tensor}")
+            operator = with_weight(conv_operator(stand_in(weight)[..., None], groups=groups), weight[..., None])
+        else:
+            operator = conv_operator(weight[..., None], groups=groups)
         sites.append(Site(f"{name}.{tensor}".lstrip("."), module, tensor, operator))
     return sites
+
+
+def _operator(layer: nn.Module) -> Operator:
+    """A layer's operator; of one that FSDP2 has sharded, with the weight left in its shards."""
+    weight = layer._parameters.get("weight")
+    if not is_sharded(weight):
+        return as_operator(layer)
+    _check_shards(weight, f"{type(layer).__name__}.weight")
+    try:
+        layer._parameters["weight"] = nn.Parameter(stand_in(weight), requires_grad=False)
+        return with_weight(as_operator(layer), weight)
+    finally:
+        layer._parameters["weight"] = cast("nn.Parameter", weight)
+
+
+def _check_shards(weight: DTensor, owner: str) -> None:
+    """Raise a ValueError where some process holds numbers that are not finite."""
+    with torch.no_grad():
+        bad = int(cast("DTensor", (~weight.isfinite()).sum()).full_tensor())
+    if bad:
+        raise ValueError(
+            f"{owner} holds {bad} NaN or infinite entries of {weight.numel()}; expected finite values. "
+            "Look for a diverged training step or a damaged checkpoint."
+        )
 
 
 def normalised(model: nn.Module) -> Iterator[tuple[str, nn.Module, str, Normalization, int]]:
@@ -147,7 +185,7 @@ def check_plain(layer: nn.Module, tensor: str, name: str, *, operator: bool = Tr
             "Bake that in first with torch.nn.utils.parametrize.remove_parametrizations."
         )
     plain = layer._parameters.get(tensor, layer._buffers.get(tensor))
-    if plain is None or (operator and not _same(as_operator(layer).weight, plain)):
+    if plain is None or (operator and not is_sharded(plain) and not _same(as_operator(layer).weight, plain)):
         raise ValueError(
             f"{name or type(layer).__name__} has no plain parameter {tensor!r} that is its operator's weight; "
             "expected one. Remove what makes it (a hook of spectral_norm, weight_norm or pruning) first."

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from spectralnorm.estimators.ascent import Tracks
 from spectralnorm.operators.fourier import Symbol, SymbolStack
+from spectralnorm.operators.sharded import stacked
 
 if TYPE_CHECKING:
     from spectralnorm.normalize.tracker import Tracker
@@ -45,7 +46,7 @@ class Stack:
         self._members = list(map(weakref.ref, members))
         self._own = [[member.get_buffer(name) for name in _NAMES] for member in members]
         self._views: dict[tuple[Slots, int], _Views] = {}
-        self.symbol = SymbolStack(symbols)
+        self.symbol = stacked(symbols)
         self._places = list(places)
         # a weight in another layout or dtype is copied to be read: that copy serves one step
         self._in_place = [symbol.weight.data_ptr() for symbol in symbols] == self._places

@@ -6,21 +6,26 @@ The state moves once each time the weight has changed, in training only; asking 
 from __future__ import annotations
 
 import math
-import weakref
-from typing import Any, cast
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor, distributed, nn
 
 from spectralnorm.estimators.ascent import lengths, normalised, power_sweep
 from spectralnorm.estimators.tracked import Tracked
 from spectralnorm.normalize.engine import Engine
-from spectralnorm.normalize.fingerprint import alike, fingerprint
+from spectralnorm.normalize.fingerprint import OUTDATED, TRUSTED, alike, fingerprint
 from spectralnorm.normalize.opaque import enlist
+from spectralnorm.normalize.seen import Lead, Mark, Seen
 from spectralnorm.normalize.stack import TRACKS, Slots, Sources, Stack
 from spectralnorm.normalize.survey import frequencies, random_vectors, survey
 from spectralnorm.operators.base import Operator, compute_dtype, undisturbed
 from spectralnorm.operators.fourier import Symbol
+from spectralnorm.operators.shards import is_sharded
+from spectralnorm.operators.symbols import symbol_of
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 __all__ = ["Tracker"]
 
@@ -32,34 +37,6 @@ _SURVEY_COLD = 4  # rounds of the first survey
 _SURVEY_LARGE = 100  # in a large model, where each layer has its own turn
 _ROTATION = 7  # steps per sweep of a track beside the leader in a large model; odd, for the halves to alternate
 _BUFFERS = ("u", "v", "w", "heights", "grid")
-_Mark = tuple[tuple[int, int], ...]  # version and address of each source
-_Lead = tuple[Tensor, Tensor, Tensor]  # sigma (); left (g, 2, rows), right (g, 2, c_in/g * taps), its derivative
-
-
-class _Seen:
-    """What a tracker knows of the tensors it last met; a plain object, since nn.Module's setattr is slow.
-
-    Attributes:
-        sources: the tensors, held weakly.
-        mark: of the sources the state belongs to.
-        lead: sigma and its derivative, for the sources of `lead_mark`.
-        lead_mark: see `lead`.
-        joined: whether the engine knows the tracker.
-    """
-
-    __slots__ = ("joined", "lead", "lead_mark", "mark", "sources")
-
-    def __init__(self) -> None:
-        self.sources: tuple[weakref.ref[Tensor], ...] = ()
-        self.mark: _Mark | None = None
-        self.lead: _Lead | None = None
-        self.lead_mark: _Mark | None = None
-        self.joined = False
-
-    def known(self) -> Sources | None:
-        """The tensors, if they are all still there."""
-        found = tuple(source() for source in self.sources)
-        return None if not found or any(source is None for source in found) else cast("Sources", found)
 
 
 class Tracker(nn.Module):
@@ -98,9 +75,10 @@ class Tracker(nn.Module):
         self.blocks = tuple(symbol.weight.shape)
         self._layout = symbol.layout
         self._key = (str(self._layout.positions.tolist()), str(self._layout.component.tolist()), sweeps)
-        self._seen = _Seen()
-        self._pending: str | None = None  # "check" or "converge" at the next use: after a copy, after a write
-        self._print: tuple[float, ...] = ()  # for "check": fingerprint of the sources the state belongs to
+        self._seen = Seen()
+        # at the next use: "check" after a copy, "converge" after a write, "fresh" where processes run side by side
+        self._pending: str | None = None
+        self._print: tuple[float, ...] = ()  # fingerprint of the sources the state belongs to
         self._attached = False
         self.handle = enlist(self)
         with torch.inference_mode(False):
@@ -118,9 +96,8 @@ class Tracker(nn.Module):
 
     def symbol(self, sources: Sources) -> Symbol:
         """The symbol of these tensors, detached, on their device; the first is the weight."""
-        weight = sources[0]
-        flat = weight.detach().to(self.heights.dtype).reshape(self.blocks)
-        return Symbol(flat, self._layout.on(weight.device), *self.scales(sources))
+        weight = sources[0].detach().to(self.heights.dtype)
+        return symbol_of(weight, self.blocks, self._layout.on(weight.device), *self.scales(sources))
 
     def scales(self, sources: Sources) -> tuple[Tensor | None, Tensor | None]:
         """Factors of the symbol's rows and columns, where something is folded into the weight."""
@@ -130,16 +107,18 @@ class Tracker(nn.Module):
     def stack_key(self, sources: Sources) -> tuple[Any, ...]:
         """Layers with equal keys can be swept together."""
         phase = self.turn % (_ROTATION * (TRACKS - 1))
-        return (self._key, self.heights.dtype, sources[0].device, self.thorough, phase)
+        dealt = self._seen.dealt
+        processes = None if dealt is None else (dealt.weight.device_mesh, dealt.weight.placements)
+        return (self._key, self.heights.dtype, sources[0].device, self.thorough, phase, processes)
 
-    def wants_survey(self) -> bool:
-        """Whether a survey is due now; if so, the count starts anew."""
+    def wants_survey(self, *, watched: bool) -> bool:
+        """Whether a survey is due now, where the drift is known if `watched`; if so, the count starts anew."""
         self.rested += 1
         if self.thorough:
-            most = _SURVEY if self.heights.device.type == "cpu" else _SURVEY_BLIND
-            due = self.rested >= most or self.drift > _DRIFT
+            most = _SURVEY if watched else _SURVEY_BLIND
+            due = self.rested >= most or (watched and self.drift > _DRIFT)
         else:
-            due = (self.turn + self.place) % _SURVEY_LARGE == 0 or self.drift > _DRIFT_LARGE
+            due = (self.turn + self.place) % _SURVEY_LARGE == 0 or (watched and self.drift > _DRIFT_LARGE)
         if due:
             self.rested, self.drift = 0, 0.0
         return due
@@ -166,16 +145,24 @@ class Tracker(nn.Module):
         """Whether the state follows the weight: in training."""
         return self.training
 
+    @property
+    def sharded(self) -> bool:
+        """Whether the weight is dealt out over processes between forward passes."""
+        return self._seen.dealt is not None
+
     # -- the weight ---------------------------------------------------------------------------------
 
-    def measure(self, *sources: Tensor) -> _Lead:
+    def measure(self, *sources: Tensor) -> Lead:
         """The norm as the state knows it, and its derivative; the state moves first if it has to."""
         seen = self._seen
-        if len(seen.sources) != len(sources) or any(
-            (there := ref()) is None or there.data_ptr() != source.data_ptr()
-            for ref, source in zip(seen.sources, sources, strict=True)
+        if seen.dealt is None and (
+            len(seen.sources) != len(sources)
+            or any(
+                (there := ref()) is None or there.data_ptr() != source.data_ptr()
+                for ref, source in zip(seen.sources, sources, strict=True)
+            )
         ):  # compiled code passes aliases that do not outlive it: a parameter is kept in their place
-            seen.sources = tuple(weakref.ref(source) for source in sources)
+            seen.meet(sources)
         alone = not seen.joined or self._pending is not None
         if not seen.joined:
             self.engine.join(self)
@@ -186,22 +173,25 @@ class Tracker(nn.Module):
         if not self._attached:
             self.mark(sources)  # torch calls this while registering, with the weight just measured
         if self.moves and seen.mark != mark:
-            engine = self.engine
-            if alone:  # layers of a copy, or of a loaded model, come one by one: those before have moved already
-                engine = Engine()
-                engine.join(self)
-            engine.update()
+            # layers of a copy, or of a loaded model, come one by one: those before have moved already; and in a
+            # forward pass of FSDP2 no weight but this one needs to be there
+            if alone or (seen.dealt is not None and not is_sharded(sources[0])):
+                self.engine.sweep(self, sources)
+            else:
+                self.engine.update(sharded=seen.dealt is not None)
         if seen.lead is None or seen.lead_mark != mark:
             self._lead_on(sources, mark)
         assert seen.lead is not None  # noqa: S101 - either the engine or `_lead_on` has set it
         return seen.lead
 
     def known(self) -> Sources | None:
-        """The tensors last met, if they are all still there."""
-        return self._seen.known()
+        """The tensors last met, if they are all still there, and in one piece."""
+        return None if self.sharded else self._seen.known()
 
-    def mark_of(self, sources: Sources) -> _Mark:
+    def mark_of(self, sources: Sources) -> Mark:
         """What changes when PyTorch writes to a tensor or another takes its place; `.data` writes go unseen."""
+        if self._seen.dealt is not None:
+            return self._seen.dealt.mark()
         return tuple((0 if s.is_inference() else s._version, s.data_ptr()) for s in sources)
 
     def addresses(self) -> list[int]:
@@ -212,8 +202,24 @@ class Tracker(nn.Module):
         """Note that a layer carries this tracker now, and that the state belongs to its weight."""
         self._attached = True
         self._pending = None
-        self._seen.sources = tuple(map(weakref.ref, sources))
+        self._seen.meet(sources)
         self.mark(sources)
+        if not self.sharded and distributed.is_available() and distributed.is_initialized():
+            # DDP may be about to write the first process's weights, but not its state, into this one
+            self._pending, self._print = "fresh", fingerprint(sources)
+
+    def deal_out(self, weight: DTensor) -> None:
+        """Note that the weight is dealt out from now on, or has got other shards. Nothing else happens to it."""
+        if self._seen.dealt is not None:
+            self._seen.dealt.weight = weight
+            return
+        known = self._seen.known()
+        current = known is not None and self._seen.mark == self.mark_of(known)
+        self._seen.deal_out(weight)
+        if self._pending == "fresh":
+            self._pending = None if current else "converge"
+        if current:
+            self.mark(())
 
     def changed(self) -> Sources | None:
         """The sources, when in training and changed since the state last moved."""
@@ -237,19 +243,30 @@ class Tracker(nn.Module):
         """Do at the first use after a copy, a load or an assignment what could not be done then."""
         pending, self._pending = self._pending, None
         self._seen.lead = None
-        if pending == "converge":
+        same = pending != "converge" and self._recognises(sources)
+        if not same and pending != "check":
             self.converge(*sources)
-        if pending == "converge" or alike(self._print, fingerprint(sources)):
+            same = True
+        if same:
             self.mark(sources)
+
+    def _recognises(self, sources: Sources) -> bool:
+        """Whether the state belongs to the sources; of shards, whether it did belong to those it came with."""
+        if self.sharded or self._print == TRUSTED:
+            return bool(self._print) and self._print != OUTDATED
+        return alike(self._print, fingerprint(sources))
 
     def _current_print(self) -> tuple[float, ...]:
         """Fingerprint of the sources the state belongs to; empty when the weight has moved on."""
         if self._pending is not None:
-            return self._print if self._pending == "check" else ()
+            return self._print if self._pending != "converge" else ()
         known = self._seen.known()
-        return fingerprint(known) if known is not None and self._seen.mark == self.mark_of(known) else ()
+        current = known is not None and self._seen.mark == self.mark_of(known)
+        if self.sharded:  # to sum over all shards would be collective
+            return TRUSTED if current else OUTDATED
+        return fingerprint(known) if known is not None and current else ()
 
-    def _lead_on(self, sources: Sources, mark: _Mark) -> None:
+    def _lead_on(self, sources: Sources, mark: Mark) -> None:
         """Work out the lead from the state as it is, or from its vectors on a weight changed since, in eval."""
         with undisturbed(sources[0].device):
             symbol, v = self.symbol(sources), torch.view_as_complex(self.v)
@@ -297,7 +314,7 @@ class Tracker(nn.Module):
 
     def __getstate__(self) -> dict[str, Any]:
         pending = self._pending or "check"
-        return {**self.__dict__, "_seen": _Seen(), "_print": self._current_print(), "_pending": pending}
+        return {**self.__dict__, "_seen": Seen(), "_print": self._current_print(), "_pending": pending}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)  # type: ignore[no-untyped-call]
@@ -346,8 +363,7 @@ def _cold(symbol: Symbol) -> tuple[Tensor, ...]:
     symbol = symbol.plain()
     tracks, _ = Tracked(tracks=2 * TRACKS).climb(symbol, None, 1e-3)
     tracks = tracks.take(tracks.distinct(TRACKS))
-    largest = symbol.weight.abs().max().clamp_min(torch.finfo(symbol.weight.dtype).tiny)
-    unit = Symbol(symbol.weight / largest, symbol.layout)  # heights are squared: keep them in range
-    x, v, w, height, folded = power_sweep(unit, *tracks.start(), lambda _, w: w)
+    largest = symbol.largest()  # heights are squared: keep them in range
+    x, v, w, height, folded = power_sweep(symbol.over(largest), *tracks.start(), lambda _, w: w)
     anywhere = torch.full_like(v, math.prod(v.shape[2:]) ** -0.5)  # where the kernel answers with zero
     return x, torch.where(height[..., None, None] > 0, v, anywhere), w, height * largest, folded

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,8 +12,9 @@ import torch
 from torch import Tensor
 
 from spectralnorm.operators.fourier import Symbol
+from spectralnorm.operators.shards import is_sharded
 
-__all__ = ["Operator", "Size", "check_weight", "compute_dtype", "undisturbed"]
+__all__ = ["Operator", "Size", "check_weight", "compute_dtype", "undisturbed", "with_weight"]
 
 Size = tuple[int, ...]
 _REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -83,6 +86,17 @@ class Operator(ABC):
         """The kernel as PyTorch's `spectral_norm` flattens it: (outputs, the rest)."""
 
 
+def with_weight(operator: Operator, weight: Tensor) -> Operator:
+    """The operator with another weight."""
+    weight = weight.to(operator.weight.dtype)
+    if dataclasses.is_dataclass(operator):
+        changed: Operator = dataclasses.replace(operator, weight=weight)
+        return changed
+    other = copy.copy(operator)
+    object.__setattr__(other, "weight", weight)
+    return other
+
+
 @contextmanager
 def undisturbed(device: torch.device) -> Iterator[None]:
     """Compute as asked, whatever surrounds the call: without autograd, autocast or inference tensors."""
@@ -96,19 +110,21 @@ def compute_dtype(weight: Tensor) -> torch.dtype:
 
 
 def check_weight(weight: Tensor, owner: str) -> Tensor:
-    """Return the weight if it has a spectral norm, else say why not.
+    """Return the weight, gathered if it is dealt out over processes, if it has a spectral norm; else say why not.
 
     Args:
         weight: the kernel or matrix, any shape.
         owner: what the error calls it, such as "Conv2d.weight".
 
     Returns:
-        The same tensor.
+        The same tensor, or the gathered one.
 
     Raises:
         TypeError: for a dtype that is not real floating point, or a sparse or quantised tensor.
         ValueError: for an empty kernel, one with NaN or inf in it, or one on the meta device.
     """
+    if is_sharded(weight):
+        weight = weight.full_tensor()
     if weight.dtype not in _REAL:
         cure = "Take its real and imaginary parts apart." if weight.is_complex() else "Convert it with .float()."
         raise TypeError(

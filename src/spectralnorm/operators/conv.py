@@ -12,8 +12,9 @@ from torch.nn import functional as F
 from torch.nn import grad as conv_grad
 
 from spectralnorm.operators.base import Operator, Size
-from spectralnorm.operators.fourier import Symbol, conv_symbol
+from spectralnorm.operators.fourier import Symbol
 from spectralnorm.operators.padding import Padding, least_size, most_copies, most_copies_ever, pad, unpad
+from spectralnorm.operators.symbols import conv_symbol
 
 __all__ = ["ConvOperator"]
 

@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from spectralnorm.operators.base import Operator, Size
-from spectralnorm.operators.fourier import Symbol, dense_symbol
+from spectralnorm.operators.fourier import Symbol
+from spectralnorm.operators.symbols import dense_symbol
 
 __all__ = ["DenseOperator"]
 

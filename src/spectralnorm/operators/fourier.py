@@ -15,13 +15,13 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, lru_cache
 
 import torch
 from torch import Tensor
 
-__all__ = ["Symbol", "SymbolStack", "TapLayout", "conv_symbol", "dense_symbol", "tap_layout"]
+__all__ = ["Symbol", "SymbolStack", "TapLayout", "tap_layout"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -124,6 +124,11 @@ class Symbol:
     column_scale: Tensor | None = None
 
     @property
+    def watched(self) -> bool:
+        """Whether values may be asked for between products: not on a GPU, where that stops the stream."""
+        return self.weight.device.type == "cpu"
+
+    @property
     def groups(self) -> int:
         """Number of groups, each with a symbol of its own."""
         return self.weight.shape[0]
@@ -147,6 +152,18 @@ class Symbol:
         """The same symbol, detached, with weights of this dtype."""
         weight = self.weight.detach().to(dtype)
         return Symbol(weight, self.layout.on(weight.device), self.row_scale, self.column_scale)
+
+    def largest(self) -> Tensor:
+        """The largest magnitude of an entry of the kernel, 0-dim; of zeros the smallest normal number."""
+        return self.weight.abs().max().clamp_min(torch.finfo(self.weight.dtype).tiny)
+
+    def over(self, number: Tensor) -> Symbol:
+        """The symbol of the kernel over a number, without scales."""
+        return Symbol(self.weight / number, self.layout)
+
+    def agreed(self, value: Tensor) -> float:
+        """A number that every process which holds a part of the kernel goes by."""
+        return float(value)
 
     def plain(self) -> Symbol:
         """The same symbol with its scales multiplied into a copy of the weight."""
@@ -243,7 +260,9 @@ class SymbolStack(Symbol):
     def scale(self, scales: Sequence[tuple[Tensor | None, Tensor | None]]) -> None:
         """Take up each part's scales of rows and columns."""
         pairs = zip(self.parts, scales, strict=True)
-        object.__setattr__(self, "parts", tuple(Symbol(part.weight, part.layout, *pair) for part, pair in pairs))
+        object.__setattr__(
+            self, "parts", tuple(replace(part, row_scale=one, column_scale=two) for part, (one, two) in pairs)
+        )
         for axis, name in enumerate(("row_scale", "column_scale")):
             known = [pair[axis] for pair in scales]
             whole = None
@@ -293,26 +312,3 @@ class SymbolStack(Symbol):
             into = into if columns == width else into[..., :columns]
             torch.matmul(left, right, out=into)
         return out
-
-
-def conv_symbol(weight: Tensor, groups: int, stride: Sequence[int], dilation: Sequence[int]) -> Symbol:
-    """The symbol of a convolution kernel (c_out, c_in/groups, *k) on the grid of its outputs.
-
-    Args:
-        weight: the kernel.
-        groups: number of groups; each has a block of its own.
-        stride: stride per axis, folded into polyphase components.
-        dilation: dilation per axis.
-
-    Returns:
-        The symbol, its weight a view of the kernel where that is contiguous.
-    """
-    c_out, c_in = weight.shape[:2]
-    kernel = tuple(weight.shape[2:])
-    blocks = weight.reshape(groups, c_out // groups, c_in, math.prod(kernel))
-    return Symbol(blocks, tap_layout(kernel, tuple(stride), tuple(dilation)))
-
-
-def dense_symbol(weight: Tensor) -> Symbol:
-    """The symbol of a matrix (outputs, inputs): one tap, no frequency axis."""
-    return Symbol(weight[None, :, :, None], tap_layout((), (), ()))
