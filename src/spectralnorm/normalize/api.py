@@ -15,7 +15,7 @@ from spectralnorm.normalize.classes import own_class
 from spectralnorm.normalize.engine import Engine
 from spectralnorm.normalize.folding import FoldedNormalization
 from spectralnorm.normalize.fsdp import register, reshard
-from spectralnorm.normalize.initial import orthogonal_
+from spectralnorm.normalize.initial import check_orthogonal, orthogonal_
 from spectralnorm.normalize.options import check_options, targets_of
 from spectralnorm.normalize.parametrization import Normalization, SpectralNormalization
 from spectralnorm.normalize.scaling import Rule
@@ -99,8 +99,9 @@ def spectral_normalize(
         _refuse(model_or_layer)
     targets = targets_of([site.name for site in sites], target, budget)
     if init == "orthogonal":
-        for site in sites:
-            orthogonal_(site)
+        for each in (check_orthogonal, orthogonal_):  # all are checked before one is set
+            for site in sites:
+                each(site)
         sites = find_sites(model_or_layer, folded)
     rules = [Rule(each, mode, through_norm) for each in targets]
     for site, normalisation in zip(

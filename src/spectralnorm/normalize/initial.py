@@ -15,14 +15,12 @@ from torch import Tensor, nn
 from spectralnorm.normalize.sites import Site
 from spectralnorm.operators.shards import is_sharded
 
-__all__ = ["orthogonal_"]
+__all__ = ["check_orthogonal", "orthogonal_"]
 
 
-@torch.no_grad()
-def orthogonal_(site: Site) -> None:
-    """Set a layer's weight so, in place, from torch's global generator, as `torch.nn.init.orthogonal_` does."""
-    layer = site.layer if site.pair is None else site.pair[0]
-    weight = cast("Tensor", getattr(layer, site.tensor if site.pair is None else "weight"))
+def check_orthogonal(site: Site) -> None:
+    """Raise a ValueError for a layer whose weight has no known place for a matrix."""
+    layer, weight = _holder(site)
     if not isinstance(layer, (nn.Linear, nn.MultiheadAttention, nn.modules.conv._ConvNd)):
         raise ValueError(
             f"init='orthogonal' cannot set the weight of {site.name or 'the layer'} ({type(layer).__name__}); "
@@ -33,6 +31,12 @@ def orthogonal_(site: Site) -> None:
             f"init='orthogonal' cannot set the weight of {site.name or 'the layer'}, which is sharded; expected a "
             "plain one. Call spectral_normalize before fully_shard, or set the weights by hand and leave init out."
         )
+
+
+@torch.no_grad()
+def orthogonal_(site: Site) -> None:
+    """Set a layer's weight so, in place, from torch's global generator, as `torch.nn.init.orthogonal_` does."""
+    layer, weight = _holder(site)
     groups = (
         layer.groups if isinstance(layer, nn.modules.conv._ConvNd) else 3 if site.tensor == "in_proj_weight" else 1
     )
@@ -43,3 +47,9 @@ def orthogonal_(site: Site) -> None:
             tap = tap.select(2, k // 2)
         tap.copy_(nn.init.orthogonal_(torch.empty(tap.shape, device=weight.device)))
     weight.copy_(fresh)
+
+
+def _holder(site: Site) -> tuple[nn.Module, Tensor]:
+    """The layer, and its weight."""
+    layer = site.layer if site.pair is None else site.pair[0]
+    return layer, cast("Tensor", getattr(layer, site.tensor if site.pair is None else "weight"))

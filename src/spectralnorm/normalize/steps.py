@@ -11,7 +11,7 @@ from functools import cache
 from typing import Any
 
 import torch
-from torch.optim.optimizer import register_optimizer_step_post_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
 __all__ = ["watch_optimizers"]
 
@@ -24,7 +24,7 @@ def watch_optimizers(addresses: Callable[[], Iterable[int]]) -> None:
         addresses: gives the addresses of the weights that matter; others are let be.
     """
 
-    def note(optimizer: torch.optim.Optimizer, *_: Any) -> None:
+    def note(optimizer: torch.optim.Optimizer) -> None:
         if _counts(optimizer):
             return
         watched = set(addresses())
@@ -33,7 +33,21 @@ def watch_optimizers(addresses: Callable[[], Iterable[int]]) -> None:
                 if parameter.grad is not None and parameter.data_ptr() in watched:
                     torch.autograd.graph.increment_version(parameter)
 
-    register_optimizer_step_post_hook(note)
+    def before(optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
+        if not _evaluates(*arguments):  # hooks of the optimizer itself, such as `step`, run before ours afterwards
+            note(optimizer)
+
+    def after(optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
+        if _evaluates(*arguments):
+            note(optimizer)
+
+    register_optimizer_step_pre_hook(before)
+    register_optimizer_step_post_hook(after)
+
+
+def _evaluates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+    """Whether a step is given a closure, in which the model runs."""
+    return any(callable(value) for value in (*args[1:], kwargs.get("closure")))
 
 
 def _counts(optimizer: torch.optim.Optimizer) -> bool:
