@@ -146,6 +146,15 @@ def test_a_folded_model_reads_layers_and_gammas(form: str) -> None:
         assert size_free_norm(part) == pytest.approx(1.0, rel=1e-3)
 
 
+@pytest.mark.parametrize("train", [True, False])
+def test_the_layer_before_a_folded_batchnorm_loaded_alone(train: bool) -> None:
+    """Fine-tuning from a backbone."""
+    net = sn.spectral_normalize(batchnorm_net(), fold_batchnorm=True).train(train)
+    net[0].load_state_dict(batchnorm_net(seed=9)[0].state_dict())
+    net(images())
+    assert size_free_norm(net.eval()[0:2]) == pytest.approx(1.0, rel=2e-2 if train else 1e-3)
+
+
 def test_a_gamma_that_folding_has_added_is_filled_with_ones() -> None:
     """orthogonium#16: checkpoints of a BatchNorm with `affine=False` lack it."""
 

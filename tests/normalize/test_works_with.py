@@ -32,6 +32,7 @@ from nets import (
     trained,
 )
 from reference import size_free_norm
+from spectralnorm.normalize.folding import FoldedNormalization
 
 GOAL = torch.tensor([2.0, -1.0, 2.0, -1.0, 2.0])
 
@@ -182,6 +183,22 @@ def test_activation_checkpointing(reentrant: bool) -> None:
         for optimizer in optimizers:
             optimizer.step()
     assert_same(snapshot(net), snapshot(twin))
+
+
+@pytest.mark.parametrize("reentrant", [True, False])
+def test_activation_checkpointing_of_folded_batchnorms(reentrant: bool) -> None:
+    """pytorch#55368: the statistics have moved when a BatchNorm runs again; gamma is that of the first pass."""
+    net, twin = (sn.spectral_normalize(batchnorm_net(), fold_batchnorm=True) for _ in range(2))
+    with torch.no_grad():
+        net(5.0 * images(7)), twin(5.0 * images(7))
+    start = [part.turn for part in net.modules() if isinstance(part, FoldedNormalization)]
+    x = images().requires_grad_()
+    expected = gradients(twin, twin(x).square().sum())
+    checkpoint(net, x, use_reentrant=reentrant).square().sum().backward()
+    for parameter, grad in zip(net.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, grad)
+    turns = [part.turn for part in net.modules() if isinstance(part, FoldedNormalization)]
+    assert turns == [turn + 1 for turn in start]
 
 
 # ---------------------------------------------------------------------- twice through the same layers

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from spectralnorm.normalize.folding import FoldedNormalization, count_pass
+from spectralnorm.normalize.folding import LOADS, FoldedNormalization, count_pass, loads_of
 from spectralnorm.normalize.parametrization import Normalization, parametrizations_of
 from spectralnorm.normalize.sites import only_normalised
 from spectralnorm.normalize.ties import find_ties
@@ -142,6 +142,7 @@ def unhook(layer: nn.Module, part: Normalization) -> None:
         for hooks in (holder._forward_hooks, holder._load_state_dict_pre_hooks):
             for key in [key for key, hook in hooks.items() if _ours(hook)]:
                 del cast("dict[int, Any]", hooks)[key]
+        holder.__dict__.pop(LOADS, None)
 
 
 def _ours(hook: Callable[..., Any]) -> bool:
@@ -164,6 +165,8 @@ def _read(layer: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None
         value = _take(layer, state, prefix, "weight", scaled=True)
         if value is not None:
             state[prefix + "weight"] = value
+        if prefix + "weight" in state:
+            layer.__dict__[LOADS] = loads_of(layer) + 1
 
 
 def _parts(layer: nn.Module) -> Iterator[tuple[str, Normalization]]:

@@ -29,7 +29,9 @@ from spectralnorm.operators.shards import is_sharded
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["FoldedNormalization", "count_pass"]
+__all__ = ["LOADS", "FoldedNormalization", "count_pass", "loads_of"]
+
+LOADS = "_loads_before_batchnorm"
 
 
 class FoldedNormalization(Normalization):
@@ -39,6 +41,7 @@ class FoldedNormalization(Normalization):
         pair: the layer and the BatchNorm; a plain tuple, so that they are no parts of this module.
         on_columns: whether the BatchNorm's channels are columns of the symbol, as of a transposed convolution's.
         passes: of the BatchNorm in training; its kernels write the statistics without a trace in their version.
+        loads: of the layer, as far as the state knows of them.
     """
 
     def __init__(
@@ -52,13 +55,13 @@ class FoldedNormalization(Normalization):
         **options: Any,
     ) -> None:
         super().__init__(operator, rule, engine, **options)
-        self.pair, self.on_columns, self.passes = pair, on_columns, 0
+        self.pair, self.on_columns, self.passes, self.loads = pair, on_columns, 0, loads_of(pair[0])
+        self._looked: tuple[Tensor, ...] | None = None
 
     def forward(self, gamma: Tensor) -> Tensor:
         """The scaled gamma; in training, the state first moves if weight, gamma or statistics have changed."""
-        layer, norm = self.pair
-        weight, variance = cast("Tensor", layer.weight), cast("Tensor", norm.running_var)
-        sigma, left, right = ask(self, weight, gamma, variance)
+        weight, norm = cast("Tensor", self.pair[0].weight), self.pair[1]
+        sigma, left, right, variance = self._look(weight, gamma)
         if not self.rule.through_norm:
             return gamma * factor(sigma, self.rule)[0].to(gamma.dtype)
         scale = (gamma.detach() * (variance + norm.eps).rsqrt()).to(sigma.dtype).reshape(left.shape[0], 1, -1)
@@ -75,8 +78,21 @@ class FoldedNormalization(Normalization):
         scaled: Tensor = gamma.clone() * factor(found, self.rule)[0].to(gamma.dtype)
         return scaled
 
+    def _look(self, weight: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
+        """What `ask` gives, and the variance it goes by; within a backward pass, what the forward pass was given."""
+        variance = cast("Tensor", self.pair[1].running_var)
+        if torch.compiler.is_compiling():
+            return *ask(self, weight, gamma, variance), variance
+        # activation checkpointing runs a BatchNorm again, when its statistics have moved on
+        if self._looked is None or torch._C._current_graph_task_id() == -1:
+            self._looked = *ask(self, weight, gamma, variance), variance.clone()
+        return self._looked
+
     def measure(self, *sources: Tensor) -> Lead:
-        """As of one tensor; of shards, in a forward pass that has gathered both."""
+        """As of one tensor, found anew if the layer was loaded; of shards, in a pass that has gathered both."""
+        loads = loads_of(self.pair[0])
+        if loads != self.loads:
+            self.loads, self._pending = loads, self._pending or "converge"
         if self.sharded or is_sharded(sources[0]):
             self._check_whole(sources)
         return super().measure(*sources)
@@ -89,6 +105,9 @@ class FoldedNormalization(Normalization):
     def changed(self) -> Sources | None:
         """As of one tensor; shards are left to the forward pass."""
         return None if self.sharded else super().changed()
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**super().__getstate__(), "_looked": None}
 
     def deal_out(self, weight: DTensor) -> None:
         """Note that gamma is dealt out, and probably the layer's weight."""
@@ -142,6 +161,11 @@ class FoldedNormalization(Normalization):
         scale = gamma.double() * (variance.double() + self.pair[1].eps).rsqrt()
         scale = scale.to(self.heights.dtype).reshape(self.blocks[0], -1)
         return (None, scale) if self.on_columns else (scale, None)
+
+
+def loads_of(layer: nn.Module) -> int:
+    """How often the layer before a folded BatchNorm has been given weights by `load_state_dict`."""
+    return cast("int", layer.__dict__.get(LOADS, 0))
 
 
 def count_pass(norm: nn.Module, *_: Any) -> None:
