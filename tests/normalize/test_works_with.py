@@ -104,6 +104,19 @@ def test_folded_models_in_other_dtypes(dtype: torch.dtype, before: bool) -> None
 
 # ---------------------------------------------------------------------- optimizers
 
+
+class Unseen(torch.optim.Optimizer):
+    """Of a user's own, in the old way: it writes to `.data`."""
+
+    def __init__(self, parameters: Any) -> None:
+        super().__init__(parameters, {})
+
+    def step(self, *_: Any) -> None:
+        for group in self.param_groups:
+            for parameter in group["params"]:
+                parameter.data.sub_(parameter.grad, alpha=0.01)
+
+
 OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "SGD, one by one": lambda p: torch.optim.SGD(p, lr=0.01, foreach=False),
     "SGD, foreach": lambda p: torch.optim.SGD(p, lr=0.01, foreach=True),
@@ -111,6 +124,7 @@ OPTIMIZERS: dict[str, Callable[[Any], torch.optim.Optimizer]] = {
     "Adam, foreach": lambda p: torch.optim.Adam(p, lr=0.003, foreach=True),
     "AdamW, fused": lambda p: torch.optim.AdamW(p, lr=0.003, fused=True),
     "Adagrad, fused": lambda p: torch.optim.Adagrad(p, lr=0.003, fused=True),
+    "by .data": Unseen,
 }
 
 
@@ -124,6 +138,23 @@ def test_every_kind_of_optimizer_is_seen(kind: str) -> None:
         net(images())
         assert turns(net) == [expected] * 3
     assert true_norms(net) == pytest.approx([1.0] * 3, rel=2e-2)
+
+
+def test_fused_steps_with_a_closure() -> None:
+    """The closure runs the model within the step."""
+    net = sn.spectral_normalize(conv_net())
+    optimizer = torch.optim.SGD(net.parameters(), lr=0.01, fused=True)
+
+    def closure() -> Tensor:
+        optimizer.zero_grad()
+        loss = (net(images()) - GOAL).square().mean()
+        loss.backward()
+        return loss
+
+    for expected in (1, 2, 3):
+        optimizer.step(closure)
+        net(images())
+        assert turns(net) == [expected] * 3
 
 
 def test_lbfgs() -> None:

@@ -79,7 +79,7 @@ class FoldedNormalization(Normalization):
         return scaled
 
     def _look(self, weight: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:
-        """What `ask` gives, and the variance it goes by; within a backward pass, what the forward pass was given."""
+        """What `ask` gives, and the variance it goes by; within a backward pass, what the forward pass got."""
         variance = cast("Tensor", self.pair[1].running_var)
         if torch.compiler.is_compiling():
             return *ask(self, weight, gamma, variance), variance
