@@ -191,7 +191,7 @@ class Tracked(Estimator):
             for i in range(4):
                 tracks = sweep(symbol, tracks, search if i == 0 else step)
             count += 4
-            height = symbol.agreed(tracks.height.max())
+            height = float(symbol.agreed(tracks.height.max()))
             converged = height <= best * (1 + rtol / 20)
             best = max(best, height)
         tracks = tracks.take(tracks.height.sort(1, descending=True).indices)

@@ -19,7 +19,7 @@ from spectralnorm.normalize.initial import check_orthogonal, orthogonal_
 from spectralnorm.normalize.options import check_options, targets_of
 from spectralnorm.normalize.parametrization import Normalization, SpectralNormalization
 from spectralnorm.normalize.scaling import Rule
-from spectralnorm.normalize.sites import Site, check_pairs, find_sites, is_normalizable, normalised
+from spectralnorm.normalize.sites import Site, check_pairs, check_whole, find_sites, is_normalizable, normalised
 from spectralnorm.operators.base import Operator
 from spectralnorm.operators.batchnorm import is_batchnorm
 from spectralnorm.operators.registry import as_operator
@@ -46,7 +46,8 @@ def spectral_normalize(
     """Hold the true spectral norm of every Linear and convolution of a model at the target.
 
     The trained tensor becomes `layer.parametrizations.weight.original`; `layer.weight` is its scaled value.
-    In training the estimate moves once per change of the weights; in eval it stands still.
+    In training the estimate moves once per change of the weights; in eval it stands still. Under FSDP2 and tensor
+    parallelism it is found and moved without gathering a weight.
 
     Args:
         model_or_layer: a layer, or a model whose Linear, Conv and ConvTranspose layers, projections of
@@ -92,6 +93,8 @@ def spectral_normalize(
             "Call remove_spectral_norm first, or leave the second call out."
         )
     reshard(model_or_layer)
+    if fold_batchnorm or pairs is not None:
+        check_whole(model_or_layer)
     folded = batchnorm_pairs(model_or_layer) if fold_batchnorm and pairs is None else {}
     folded = folded if pairs is None else check_pairs(model_or_layer, pairs)
     sites = find_sites(model_or_layer, folded)
@@ -156,7 +159,8 @@ def attach(site: Site, normalisation: Normalization) -> None:
 def step(model: AnyModule) -> AnyModule:
     """Move the state of every layer in training whose weights have changed, now and not in the next forward pass.
 
-    The plain forward pass does this by itself. Call it to read norms between steps, or as an optimizer's hook.
+    The plain forward pass does this by itself. Call it to read norms between steps, or as an optimizer's hook. Of
+    a sharded model every process has to call it.
 
     Args:
         model: a normalised model or layer.
@@ -181,6 +185,8 @@ def step(model: AnyModule) -> AnyModule:
 
 def refresh(model: AnyModule) -> AnyModule:
     """Converge the state of every normalised layer anew, after writes PyTorch cannot see (`.data`).
+
+    Of a sharded model every process has to call it.
 
     Args:
         model: a normalised model or layer.

@@ -41,7 +41,7 @@ def climb(stack: Stack, first: Tracker, *, tracks: int = TRACKS, found: Tracks |
     climbing = Tracks(basis, w, w.new_zeros(w.shape[:2]))
     climbing = climbing if found is None else climbing.beside(found)
     climbing = _sweeps(symbol, climbing, first.sweeps * _most(first), leader=True)
-    if symbol.watched and first.thorough:
+    if w.device.type == "cpu" and first.thorough:
         moved = (climbing.height[:, :tracks] - known).abs().amax(1)
         stack.drift(moved / climbing.height.amax(1).clamp_min(1e-30))
     if found is not None:
@@ -65,8 +65,8 @@ def _most(member: Tracker) -> int:
 
 
 def _sweeps(symbol: Symbol, tracks: Tracks, most: int, *, leader: bool) -> Tracks:
-    """Sweeps until the leader, or every track, gains next to nothing; a few where asking is dear."""
-    watched, move = symbol.watched, frequency_step(symbol, None, everywhere=False)
+    """Sweeps until the leader, or every track, gains next to nothing; on a GPU, where asking is dear, a few."""
+    watched, move = tracks.w.device.type == "cpu", frequency_step(symbol, None, everywhere=False)
     for _ in range(most if watched else min(most, _BLIND)):
         before = tracks.height
         tracks = sweep(symbol, tracks, move)  # from the second on images are carried along
@@ -74,7 +74,7 @@ def _sweeps(symbol: Symbol, tracks: Tracks, most: int, *, leader: bool) -> Track
             still = tracks.height.amax(1) <= before.amax(1) * (1 + _STILL)
         else:
             still = tracks.height <= before * (1 + _STILL)
-        if watched and bool(still.all()):
+        if watched and not symbol.agreed(~still.all()):
             break
     return tracks
 

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_pre_hook
+from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
+from spectralnorm.normalize.steps import evaluates
 from spectralnorm.operators.shards import is_sharded
 
 if TYPE_CHECKING:
@@ -22,7 +23,7 @@ if TYPE_CHECKING:
 __all__ = ["Dealt"]
 
 _ALL: weakref.WeakSet[Dealt] = weakref.WeakSet()
-_hooks: list[Any] = []  # the one on all optimisers, set at the first need
+_hooks: list[Any] = []  # on all optimisers, set at the first need
 
 
 class Dealt:
@@ -40,7 +41,8 @@ class Dealt:
         self.steps = 0
         _ALL.add(self)
         if not _hooks:
-            _hooks.append(register_optimizer_step_pre_hook(_count))
+            _hooks.append(register_optimizer_step_pre_hook(_before))
+            _hooks.append(register_optimizer_step_post_hook(_after))
 
     def mark(self) -> tuple[tuple[int, int], ...]:
         """What changes when an optimiser steps, PyTorch writes to the shard or another takes its place."""
@@ -56,8 +58,19 @@ class Dealt:
         return [self.weight, other] if is_sharded(other) else [self.weight]
 
 
-def _count(optimizer: Optimizer, *_: Any) -> None:
-    """Hook on every optimiser: note that it steps, before hooks that look at the result."""
+def _before(optimizer: Optimizer, *arguments: Any) -> None:
+    """Hook on every optimiser: note that it steps, before hooks of its own that look at the result."""
+    if not evaluates(*arguments):
+        _count(optimizer)
+
+
+def _after(optimizer: Optimizer, *arguments: Any) -> None:
+    """The same where the model runs within the step."""
+    if evaluates(*arguments):
+        _count(optimizer)
+
+
+def _count(optimizer: Optimizer) -> None:
     if not _ALL:
         return
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}

@@ -97,15 +97,18 @@ def _advance(stack: Stack, members: Sequence[Member]) -> None:
     stack.rescale(members)
     parts = stack.symbol.parts
     if first.thorough:
+        due = stack.due_for_survey(members)
         found = [
-            look(member, part) if member.wants_survey(watched=stack.symbol.watched) else None
-            for (member, _), part in zip(members, parts, strict=True)
+            look(member, part) if wanted else None
+            for (member, _), part, wanted in zip(members, parts, due, strict=True)
         ]
         climb(stack, first, found=stack.padded(found))
-    elif _glide(stack, first):
-        climb(stack, first, tracks=1)
-    for (member, sources), part in zip(members, parts, strict=True):
-        if not first.thorough and member.wants_survey(watched=stack.symbol.watched):
+    else:
+        if _glide(stack, first):
+            climb(stack, first, tracks=1)
+        due = stack.due_for_survey(members)
+    for (member, sources), part, wanted in zip(members, parts, due, strict=True):
+        if wanted and not first.thorough:
             climb(Stack.of([(member, sources)]), member, found=look(member, part))
         member.turn += 1
         member.mark(sources)
@@ -122,7 +125,7 @@ def _glide(stack: Stack, first: Tracker) -> bool:
     """
     symbol, slots, (adjoint, forward) = stack.symbol, first.slots(), first.halves()
     basis, w, v, known = stack.load(slots, 1)
-    ask, move = symbol.watched, frequency_step(symbol, None, everywhere=False)
+    ask, move = w.device.type == "cpu", frequency_step(symbol, None, everywhere=False)
     x, phases = basis[:, :, 0, :, None], symbol.layout.phases(w)
     before = x, v
     for _ in range(first.sweeps):
@@ -137,7 +140,7 @@ def _glide(stack: Stack, first: Tracker) -> bool:
     turned = False
     if ask:
         turn = _turn(before[0], x).maximum(_turn(before[1], v))
-        turned = bool((turn > _TURN).any())
+        turned = bool(symbol.agreed((turn > _TURN).any()))
         change = (height - known).abs()[:, 0] / height[:, 0].clamp_min(1e-30)
         stack.drift(turn + _SCALING * change)  # a BatchNorm's statistics scale heights, and turn little
     x = x[..., 0]

@@ -75,7 +75,7 @@ def _managed() -> Iterator[Any]:
     for entry in list(states.values()):
         state = entry() if isinstance(entry, weakref.ref) else entry
         groups = getattr(state, "_fsdp_param_groups", None)
-        if groups is None:  # PyTorch before 2.11, which has one; or the state of something else
+        if groups is None:  # older releases have one; or it is the state of something else
             groups = [getattr(state, "_fsdp_param_group", None)]
         for group in groups:
             yield from [] if group is None else _private(group, "fsdp_params")

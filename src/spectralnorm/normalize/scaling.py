@@ -138,12 +138,21 @@ class _Norm(torch.autograd.Function):
     def forward(ctx: Any, sigma: Tensor, *slopes: Tensor) -> Tensor:
         ctx.save_for_backward(*slopes[1::3], *slopes[2::3])
         ctx.likes = [(tensor.shape, tensor.dtype) for tensor in slopes[::3]]
+        sharded = not torch.compiler.is_compiling() and any(map(is_sharded, slopes[::3]))
+        ctx.shards = [tensor.detach() for tensor in slopes[::3]] if sharded else None
         return sigma.clone()
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         saved, count = ctx.saved_tensors, len(ctx.likes)
         found: list[Tensor | None] = []
+        if ctx.shards is not None:  # of one weight: nothing is folded into shards
+            return (
+                None,
+                sharded_outer((saved[0] * grad).to(ctx.likes[0][1]), saved[1].to(ctx.likes[0][1]), *ctx.shards),
+                None,
+                None,
+            )
         for (shape, dtype), left, right in zip(ctx.likes, saved[:count], saved[count:], strict=True):
             found += [torch.bmm(left.mT * grad, right).reshape(shape).to(dtype), None, None]
         return None, *found

@@ -21,7 +21,16 @@ from spectralnorm.operators.transposed import TransposedConvOperator
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
-__all__ = ["Site", "check_pairs", "check_plain", "find_sites", "is_normalizable", "normalised", "only_normalised"]
+__all__ = [
+    "Site",
+    "check_pairs",
+    "check_plain",
+    "check_whole",
+    "find_sites",
+    "is_normalizable",
+    "normalised",
+    "only_normalised",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -70,7 +79,7 @@ def find_sites(model: nn.Module, pairs: Mapping[str, str]) -> list[Site]:
             if name in pairs:
                 sites.append(_folded(name, module, pairs[name], model.get_submodule(pairs[name])))
             else:
-                sites.append(Site(name, module, "weight", _operator(module)))
+                sites.append(Site(name, module, "weight", _operator(module, name)))
             if name == "":
                 break
         elif type(module) is nn.MultiheadAttention:
@@ -83,11 +92,6 @@ def _folded(name: str, layer: nn.Module, norm_name: str, norm: nn.Module) -> Sit
         raise ValueError(
             f"pairs: {norm_name!r} is a {type(norm).__name__}; expected the BatchNorm that alone reads the output "
             f"of {name!r}. Name that, or leave the pair out."
-        )
-    if any(map(is_sharded, (*layer.parameters(), *norm.parameters()))):
-        raise ValueError(
-            f"{name!r} is sharded, so that {norm_name!r} cannot be folded into it; expected plain weights. "
-            "Call spectral_normalize before fully_shard."
         )
     if norm.weight is not None:
         check_plain(norm, "weight", norm_name, operator=False)
@@ -114,12 +118,22 @@ def _attention(name: str, module: nn.MultiheadAttention) -> list[Site]:
     return sites
 
 
-def _operator(layer: nn.Module) -> Operator:
+def check_whole(model: nn.Module) -> None:
+    """Raise a ValueError for a model with sharded parameters, whose BatchNorms are not folded."""
+    for name, parameter in model.named_parameters():
+        if is_sharded(parameter):
+            raise ValueError(
+                f"{name} is sharded, so that no BatchNorm can be folded into its layer; expected plain weights. "
+                "Call spectral_normalize before fully_shard."
+            )
+
+
+def _operator(layer: nn.Module, name: str) -> Operator:
     """A layer's operator; of one that FSDP2 has sharded, with the weight left in its shards."""
     weight = layer._parameters.get("weight")
     if not is_sharded(weight):
         return as_operator(layer)
-    _check_shards(weight, f"{type(layer).__name__}.weight")
+    _check_shards(weight, f"{name or type(layer).__name__}.weight")
     try:
         layer._parameters["weight"] = nn.Parameter(stand_in(weight), requires_grad=False)
         return with_weight(as_operator(layer), weight)

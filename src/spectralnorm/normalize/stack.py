@@ -17,7 +17,7 @@ from torch import Tensor
 
 from spectralnorm.estimators.ascent import Tracks
 from spectralnorm.operators.fourier import Symbol, SymbolStack
-from spectralnorm.operators.sharded import stacked
+from spectralnorm.operators.sharded import ShardedStack, stacked
 
 if TYPE_CHECKING:
     from spectralnorm.normalize.tracker import Tracker
@@ -80,8 +80,16 @@ class Stack:
 
     def drift(self, changes: Tensor) -> None:
         """Tell each member by what share its heights have moved in this step: changes (g,)."""
+        changes = self.symbol.agreed(changes)
         for member, span in zip(self.members, self.symbol.spans, strict=True):
             member.drift += float(changes[span].amax())
+
+    def due_for_survey(self, members: Sequence[Member]) -> list[bool]:
+        """Which members' surveys are due, in this process or, of sharded kernels, in any."""
+        due = [member.wants_survey() for member, _ in members]
+        if isinstance(self.symbol, ShardedStack):
+            due = [bool(one) for one in self.symbol.agreed(self._own[0][0].new_tensor(due))]
+        return due
 
     def __len__(self) -> int:
         return len(self._members)

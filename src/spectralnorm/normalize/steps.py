@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-__all__ = ["watch_optimizers"]
+__all__ = ["evaluates", "watch_optimizers"]
 
 
 @cache
@@ -34,18 +34,18 @@ def watch_optimizers(addresses: Callable[[], Iterable[int]]) -> None:
                     torch.autograd.graph.increment_version(parameter)
 
     def before(optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
-        if not _evaluates(*arguments):  # hooks of the optimizer itself, such as `step`, run before ours afterwards
+        if not evaluates(*arguments):  # hooks of the optimizer itself, such as `step`, run before ours afterwards
             note(optimizer)
 
     def after(optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
-        if _evaluates(*arguments):
+        if evaluates(*arguments):
             note(optimizer)
 
     register_optimizer_step_pre_hook(before)
     register_optimizer_step_post_hook(after)
 
 
-def _evaluates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def evaluates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a step is given a closure, in which the model runs."""
     return any(callable(value) for value in (*args[1:], kwargs.get("closure")))
 

@@ -111,14 +111,14 @@ class Tracker(nn.Module):
         processes = None if dealt is None else (dealt.weight.device_mesh, dealt.weight.placements)
         return (self._key, self.heights.dtype, sources[0].device, self.thorough, phase, processes)
 
-    def wants_survey(self, *, watched: bool) -> bool:
-        """Whether a survey is due now, where the drift is known if `watched`; if so, the count starts anew."""
+    def wants_survey(self) -> bool:
+        """Whether a survey is due now; if so, the count starts anew."""
         self.rested += 1
         if self.thorough:
-            most = _SURVEY if watched else _SURVEY_BLIND
-            due = self.rested >= most or (watched and self.drift > _DRIFT)
+            most = _SURVEY if self.heights.device.type == "cpu" else _SURVEY_BLIND
+            due = self.rested >= most or self.drift > _DRIFT
         else:
-            due = (self.turn + self.place) % _SURVEY_LARGE == 0 or (watched and self.drift > _DRIFT_LARGE)
+            due = (self.turn + self.place) % _SURVEY_LARGE == 0 or self.drift > _DRIFT_LARGE
         if due:
             self.rested, self.drift = 0, 0.0
         return due
@@ -313,7 +313,7 @@ class Tracker(nn.Module):
         self.turn, self.rested, self._print = int(turn), int(rested), tuple(known)
 
     def __getstate__(self) -> dict[str, Any]:
-        pending = self._pending or "check"
+        pending = "converge" if self._pending == "converge" else "check"
         return {**self.__dict__, "_seen": Seen(), "_print": self._current_print(), "_pending": pending}
 
     def __setstate__(self, state: dict[str, Any]) -> None:

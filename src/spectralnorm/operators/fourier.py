@@ -124,11 +124,6 @@ class Symbol:
     column_scale: Tensor | None = None
 
     @property
-    def watched(self) -> bool:
-        """Whether values may be asked for between products: not on a GPU, where that stops the stream."""
-        return self.weight.device.type == "cpu"
-
-    @property
     def groups(self) -> int:
         """Number of groups, each with a symbol of its own."""
         return self.weight.shape[0]
@@ -161,9 +156,9 @@ class Symbol:
         """The symbol of the kernel over a number, without scales."""
         return Symbol(self.weight / number, self.layout)
 
-    def agreed(self, value: Tensor) -> float:
-        """A number that every process which holds a part of the kernel goes by."""
-        return float(value)
+    def agreed(self, values: Tensor) -> Tensor:
+        """Numbers to decide by, the same in every process that holds a part of the kernel."""
+        return values
 
     def plain(self) -> Symbol:
         """The same symbol with its scales multiplied into a copy of the weight."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor, distributed
+from torch import Tensor
 
 from spectralnorm.operators.fourier import Symbol, SymbolStack, TapLayout
 from spectralnorm.operators.shards import Slab, is_sharded
@@ -42,11 +42,6 @@ class ShardedSymbol(Symbol):
         return cls(nothing, layout.on(nothing.device), slab=slab)
 
     @property
-    def watched(self) -> bool:
-        """Never: processes that decide by their own values could part ways."""
-        return False
-
-    @property
     def part(self) -> Slab:
         """What this process holds."""
         assert self.slab is not None  # noqa: S101 - None only for dataclasses' order of fields
@@ -60,7 +55,7 @@ class ShardedSymbol(Symbol):
         """The largest magnitude of an entry in any process."""
         tiny = self.weight.new_full((), torch.finfo(self.weight.dtype).tiny)
         mine = self.part.local.abs().amax().maximum(tiny) if self.part.local.numel() else tiny
-        return self.part.summed(mine, distributed.ReduceOp.MAX)
+        return self.part.highest(mine)
 
     def over(self, number: Tensor) -> Symbol:
         """The symbol of the kernel over a number; in one piece where there is one row or column only."""
@@ -69,9 +64,9 @@ class ShardedSymbol(Symbol):
             return Symbol(slab.gathered(), self.layout)
         return self._made(slab, self.layout)
 
-    def agreed(self, value: Tensor) -> float:
-        """The largest of the processes' values, so that all of them stop at the same time."""
-        return float(self.part.summed(value.detach().clone(), distributed.ReduceOp.MAX))
+    def agreed(self, values: Tensor) -> Tensor:
+        """The largest of the processes' values, so that all of them go the same way."""
+        return self.part.highest(values.double())
 
     def plain(self) -> Symbol:
         """The same symbol: nothing is ever folded into a sharded weight."""
@@ -103,10 +98,9 @@ class ShardedStack(SymbolStack):
 
     parts: tuple[ShardedSymbol, ...]
 
-    @property
-    def watched(self) -> bool:
-        """Never, as of one."""
-        return False
+    def agreed(self, values: Tensor) -> Tensor:
+        """The largest of the processes' values, so that all of them go the same way."""
+        return self.parts[0].agreed(values)
 
     def _times_kernel(self, x: Tensor) -> Tensor:
         out = x.new_zeros(x.shape[0], x.shape[1], self.sizes[2])

@@ -26,7 +26,7 @@ _Piece = tuple[slice, slice, Tensor]  # groups, rows of each, and their part (g'
 def is_sharded(tensor: object) -> TypeGuard[DTensor]:
     """Whether a tensor is dealt out over processes; without importing what nobody else has imported."""
     module = sys.modules.get("torch.distributed.tensor")
-    return module is not None and isinstance(tensor, module.DTensor)
+    return isinstance(tensor, getattr(module, "DTensor", ()))
 
 
 def stand_in(tensor: Tensor) -> Tensor:
@@ -146,8 +146,14 @@ class Slab:
             whole[groups, rows, self._columns] = part
         return self.summed(whole)
 
-    def summed(self, share: Tensor, op: distributed.ReduceOp.RedOpType = distributed.ReduceOp.SUM) -> Tensor:
+    def summed(self, share: Tensor) -> Tensor:
         """The sum of the shares of all processes, in place."""
         for group in self.sums:
-            distributed.all_reduce(share, op=op, group=group)
+            distributed.all_reduce(share, group=group)
         return share
+
+    def highest(self, mine: Tensor) -> Tensor:
+        """The largest of the numbers of all processes, in place."""
+        for group in self.sums:
+            distributed.all_reduce(mine, op=distributed.ReduceOp.MAX, group=group)
+        return mine
