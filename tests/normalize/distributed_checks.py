@@ -253,9 +253,11 @@ def removed() -> Any:
                 outputs.append(net.eval()(batch(0)[0]))
                 net.reshard()
                 optimizer = sgd(net)  # holds the parameters, which stay the same
+                keys = sorted(sn.plain_state_dict(net))
                 sn.remove_spectral_norm(net, certified=certified)
                 outputs.append(net(batch(0)[0]))
             net.reshard()
+            assert sorted(net.state_dict()) == keys
             bases = [type(net[i]).__mro__[2] for i in LAYERS] if layers else [type(net[i]) for i in LAYERS]
             weights = gathered(net)
             found.append((outputs, weights, list(net.state_dict()), bases, train(net, range(3, 6), optimizer)))
@@ -287,6 +289,7 @@ def refused() -> Any:
     tied = nn.Sequential(nn.Linear(4, 4), nn.Linear(4, 4))
     tied[1].weight = tied[0].weight
     fully_shard(sn.spectral_normalize(tied))
+    read = shard(sn.spectral_normalize(conv_net()))[2]
     broken = conv_net()
     with torch.no_grad():
         broken[0].weight[0, 0, 0, 0] = torch.nan
@@ -297,6 +300,7 @@ def refused() -> Any:
         "folded removal": said(lambda: sn.remove_spectral_norm(folded)),
         "tied removal": said(lambda: sn.remove_spectral_norm(tied)),
         "orthogonal after": said(lambda: sn.spectral_normalize(shard(conv_net()), init="orthogonal")),
+        "two derivatives": said(lambda: torch.autograd.grad(read.weight.sum(), original(read), create_graph=True)),
         "not finite": said(lambda: sn.spectral_normalize(shard(broken))),
     }
 

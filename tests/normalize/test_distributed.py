@@ -234,6 +234,7 @@ def test_a_state_dict_of_each_process_goes_on_bit_for_bit(found: Any) -> None:
         ("folded removal", ["ValueError", "sharded", "full_state_dict=True"]),
         ("tied removal", ["ValueError", "shared by several modules", "full_state_dict=True"]),
         ("orthogonal after", ["ValueError", "orthogonal", "before fully_shard"]),
+        ("two derivatives", ["RuntimeError", "create_graph"]),
         ("not finite", ["ValueError", "NaN", "0.weight"]),
     ],
 )
