@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 import spectralnorm as sn
+from reference import size_free_norm
 from spectralnorm.normalize.parametrization import SpectralNormalization
 
 LAYERS = (0, 2, 5)  # of `conv_net`, those with a weight to normalise
@@ -114,3 +115,26 @@ def decoder() -> nn.Sequential:
     torch.manual_seed(0)
     up = nn.ConvTranspose2d(4, 3, 4, padding=1, stride=2)
     return nn.Sequential(nn.Conv2d(3, 4, 3, padding=1), nn.BatchNorm2d(4), nn.ReLU(), up)
+
+
+def folded_net(**options: Any) -> nn.Sequential:
+    """`batchnorm_net`, normalised with its BatchNorms folded."""
+    return sn.spectral_normalize(batchnorm_net(), fold_batchnorm=True, **options)
+
+
+def train_folded(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> list[float]:
+    """Steps on different batches; the losses before each."""
+    return [train_step(net, optimizer, seed) for seed in range(steps)]
+
+
+def trained_folded(steps: int = 3) -> nn.Sequential:
+    """`folded_net` a few steps into training, without gradients."""
+    net = folded_net()
+    train_folded(net, sgd(net), steps)
+    net.zero_grad()
+    return net
+
+
+def folded_norms(net: nn.Module) -> list[float]:
+    """Of the three maps of `batchnorm_net`, by the reference, in eval mode as they are read."""
+    return [size_free_norm(net[0:2]), size_free_norm(net[3:5]), size_free_norm(net[7])]

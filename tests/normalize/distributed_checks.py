@@ -347,3 +347,18 @@ def products() -> Any:
             halved = symbol.over(torch.tensor(2.0))
             found.append([symbol.read_adjoint(u), symbol.read(v), symbol.largest(), halved.read(v)])
     return found[::2], found[1::2]
+
+
+@check
+def refused_products() -> list[str]:
+    """What a symbol says whose kernel it would have to gather."""
+    weight = distribute_tensor(torch.ones(4, 2, 3), init_device_mesh("cpu", (WORLD,)), [Shard(0)])
+    symbol = symbol_of(weight, (1, 4, 2, 3), tap_layout((3,), (1,), (1,)))
+    w, vector = torch.zeros(1, 1), torch.zeros(1)
+    said = []
+    for refused in (lambda: symbol.at(w), lambda: symbol.bilinear(0, vector, vector, w)):
+        try:
+            refused()
+        except RuntimeError as error:
+            said.append(str(error))
+    return said

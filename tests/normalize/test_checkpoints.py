@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import pickle
 from collections.abc import Callable
 from typing import Any
@@ -30,42 +29,12 @@ from nets import (
     trained,
 )
 from reference import size_free_norm
+from state_dicts import each_form, each_wrapped, load, wrapped
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.spectral_norm` is deprecated:FutureWarning")
 
 
-def wrapped(net: nn.Module, form: str) -> nn.Module:
-    """The model with one of PyTorch's spectral norms on each layer, a few passes into training."""
-    for layer in [layer for layer in net.modules() if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd))]:
-        if form == "parametrized":
-            torchs.spectral_norm(layer)
-        elif form == "legacy":
-            nn.utils.spectral_norm(layer)
-    with torch.no_grad():
-        for _ in range(20):
-            net(images())
-    return net
-
-
-FORMS = ("plain", "parametrized", "legacy")
 TRAINED = {"plain": "weight", "parametrized": "parametrizations.weight.original", "legacy": "weight_orig"}
-each_form = pytest.mark.parametrize("form", FORMS)
-each_wrapped = pytest.mark.parametrize("form", FORMS[1:])
-
-
-def through_file(value: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(value, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-def load(net: nn.Module, state: dict[str, Any], **options: Any) -> nn.Module:
-    """Strictly, through a file."""
-    result = net.load_state_dict(through_file(state), strict=True, **options)
-    assert not result.missing_keys
-    assert not result.unexpected_keys
-    return net
 
 
 # ---------------------------------------------------------------------- into a normalised model

@@ -264,6 +264,13 @@ def test_products_with_sharded_kernels(found: Any, place: int) -> None:
         torch.testing.assert_close(sharded[place], whole[place])
 
 
+def test_what_would_gather_a_kernel_says_so(found: Any) -> None:
+    for said in found("refused_products"):
+        assert len(said) == 2
+        for message in said:
+            check_says(message, "would gather a weight", "full_tensor()")
+
+
 @pytest.mark.small_models
 def test_another_release_of_fsdp_is_told_apart() -> None:
     """Registering after `fully_shard` needs FSDP2's private `_module_info`."""

@@ -15,7 +15,18 @@ from torch.optim.swa_utils import update_bn
 
 import spectralnorm as sn
 from messages import check_says, complaint
-from nets import assert_same, batchnorm_net, images, original, settle, sgd
+from nets import (
+    assert_same,
+    batchnorm_net,
+    folded_net,
+    folded_norms,
+    images,
+    original,
+    settle,
+    sgd,
+    train_folded,
+    trained_folded,
+)
 from reference import size_free_norm
 
 PAIRS: dict[str, tuple[Callable[[], nn.Module], Callable[[int], nn.Module]]] = {
@@ -50,33 +61,6 @@ def pair(kind: str, *, affine: bool = True) -> nn.Sequential:
 
 def fold(net: nn.Sequential, **options: Any) -> nn.Sequential:
     return sn.spectral_normalize(net, pairs=[("0", "1")], **options)
-
-
-def folded(**options: Any) -> nn.Sequential:
-    return sn.spectral_normalize(batchnorm_net(), fold_batchnorm=True, **options)
-
-
-def train(net: nn.Module, optimizer: torch.optim.Optimizer, steps: int = 3) -> list[float]:
-    losses = []
-    for seed in range(steps):
-        optimizer.zero_grad()
-        loss = (net(images(seed)) - torch.tensor([2.0, -1.0, 2.0, -1.0, 2.0])).square().mean()
-        loss.backward()
-        optimizer.step()
-        losses.append(float(loss.detach()))
-    return losses
-
-
-def trained(steps: int = 3) -> nn.Sequential:
-    net = folded()
-    train(net, sgd(net), steps)
-    net.zero_grad()
-    return net
-
-
-def norms(net: nn.Module) -> list[float]:
-    """Of the three maps of `batchnorm_net`, by the reference, in eval mode as they are read."""
-    return [size_free_norm(net[0:2]), size_free_norm(net[3:5]), size_free_norm(net[7])]
 
 
 # ---------------------------------------------------------------------- the norm
@@ -163,30 +147,30 @@ def test_a_branch_that_starts_with_gamma_zero_trains() -> None:
 @pytest.mark.small_models
 def test_the_state_follows_weights_gammas_and_statistics() -> None:
     """deel-torchlip#47. Statistics of small batches jump in each pass: the norm is right when it is read."""
-    net = folded()
+    net = folded_net()
     optimizer = sgd(net, lr=0.003, momentum=0.0)
     for _ in range(6):
-        losses = train(net, optimizer, 4)
+        losses = train_folded(net, optimizer, 4)
         for mode in (False, True):
-            assert norms(net.train(mode)) == pytest.approx([1.0] * 3, rel=0.1)
+            assert folded_norms(net.train(mode)) == pytest.approx([1.0] * 3, rel=0.1)
     assert losses[-1] < 4.0
-    assert norms(sn.refresh(net)) == pytest.approx([1.0] * 3, rel=1e-3)
+    assert folded_norms(sn.refresh(net)) == pytest.approx([1.0] * 3, rel=1e-3)
 
 
 @pytest.mark.parametrize("mode", [True, False])
 def test_statistics_that_are_estimated_anew(mode: bool) -> None:
     """sngan_projection#38: the kernels of BatchNorm write their statistics without a trace in their version."""
-    net = folded().train()
+    net = folded_net().train()
     update_bn([5.0 * images(seed) for seed in range(30)], net)
-    assert norms(net.train(mode)) == pytest.approx([1.0] * 3, rel=5e-2)
+    assert folded_norms(net.train(mode)) == pytest.approx([1.0] * 3, rel=5e-2)
 
 
 def test_statistics_seen_in_one_pass_count_in_the_next_evaluation() -> None:
-    net = folded().train()
+    net = folded_net().train()
     with torch.no_grad():
         net(20.0 * images())
     net.eval()
-    assert norms(net) == pytest.approx([1.0] * 3, rel=2e-2)
+    assert folded_norms(net) == pytest.approx([1.0] * 3, rel=2e-2)
 
 
 def test_a_frozen_batchnorm_behind_a_layer_in_training() -> None:
@@ -202,7 +186,7 @@ def test_a_frozen_batchnorm_behind_a_layer_in_training() -> None:
 
 
 def test_reading_changes_nothing() -> None:
-    net = trained()
+    net = trained_folded()
     net(images())
     before = net[1].weight, copy.deepcopy(net.state_dict())
     assert torch.equal(net[1].weight, before[0])
@@ -213,12 +197,12 @@ def test_reading_changes_nothing() -> None:
 
 def test_eval_never_moves_the_state() -> None:
     """pytorch#8208, pytorch#51800."""
-    net = trained().eval()
+    net = trained_folded().eval()
     before = copy.deepcopy(net.state_dict())
     with torch.no_grad():
         net[0].weight.mul_(3.0)
     net(images()).sum().backward()
-    assert norms(net) == pytest.approx([1.0] * 3, rel=0.1)
+    assert folded_norms(net) == pytest.approx([1.0] * 3, rel=0.1)
     after = net.state_dict()
     before.pop("0.weight"), after.pop("0.weight")
     assert_same(after, before)
@@ -268,7 +252,7 @@ def test_through_norm_false_takes_the_norm_for_a_constant() -> None:
 
 def test_two_forward_passes_before_one_backward() -> None:
     """pytorch#8160, #22095: a discriminator with BatchNorm sees two batches a step."""
-    net = trained()
+    net = trained_folded()
     first = net(images(1)).square().sum()
     (first + net(images(2)).square().sum()).backward()
     assert all(parameter.grad.isfinite().all() for parameter in net.parameters())
@@ -352,7 +336,7 @@ def test_with_folding_nothing_is_warned_of(options: dict[str, Any]) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         net = sn.spectral_normalize(batchnorm_net(), **options)
-    assert norms(net.eval()) == pytest.approx([1.0] * 3, rel=1e-3)
+    assert folded_norms(net.eval()) == pytest.approx([1.0] * 3, rel=1e-3)
 
 
 BAD_PAIRS: dict[str, tuple[Any, tuple[str, ...]]] = {

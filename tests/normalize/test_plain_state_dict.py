@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import io
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -26,41 +25,9 @@ from nets import (
     sgd,
     trained,
 )
+from state_dicts import each_form, each_wrapped, load, wrapped
 
 pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.spectral_norm` is deprecated:FutureWarning")
-
-
-def wrapped(net: nn.Module, form: str) -> nn.Module:
-    """The model with one of PyTorch's spectral norms on each layer, a few passes into training."""
-    for layer in [layer for layer in net.modules() if isinstance(layer, (nn.Linear, nn.modules.conv._ConvNd))]:
-        if form == "parametrized":
-            torchs.spectral_norm(layer)
-        elif form == "legacy":
-            nn.utils.spectral_norm(layer)
-    with torch.no_grad():
-        for _ in range(20):
-            net(images())
-    return net
-
-
-FORMS = ("plain", "parametrized", "legacy")
-each_form = pytest.mark.parametrize("form", FORMS)
-each_wrapped = pytest.mark.parametrize("form", FORMS[1:])
-
-
-def through_file(value: Any) -> Any:
-    file = io.BytesIO()
-    torch.save(value, file)
-    file.seek(0)
-    return torch.load(file, weights_only=True)
-
-
-def load(net: nn.Module, state: dict[str, Any], **options: Any) -> nn.Module:
-    """Strictly, through a file."""
-    result = net.load_state_dict(through_file(state), strict=True, **options)
-    assert not result.missing_keys
-    assert not result.unexpected_keys
-    return net
 
 
 # ---------------------------------------------------------------------- and back
@@ -189,6 +156,10 @@ def test_attention_in_the_other_forms(form: str) -> None:
     wrap = torchs.spectral_norm if form == "parametrized" else nn.utils.spectral_norm
     wrap(twin, "in_proj_weight"), wrap(twin.out_proj)
     load(twin, sn.plain_state_dict(net, form=form))
+    held = twin.parametrizations.in_proj_weight.original if form == "parametrized" else twin.in_proj_weight_orig
+    assert torch.equal(held, net.parametrizations.in_proj_weight.original)
+    other = twin.out_proj.parametrizations.weight.original if form == "parametrized" else twin.out_proj.weight_orig
+    assert torch.equal(other, original(net.out_proj))
 
 
 @each_wrapped

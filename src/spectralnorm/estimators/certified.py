@@ -56,7 +56,7 @@ class Certified(Estimator):
 
     Attributes:
         max_cells: frequencies tested before the interval is widened, with a warning: from then on the gap between
-            its ends doubles until it is proven, which takes some tests more, twice as many at the most or so.
+            its ends doubles until it is proven, which takes as many tests again at the most, and some tens.
         distributed: whether processes share the work; False where one of them calls alone.
         on_progress: called with the share of the frequencies excluded so far, from 0 to 1.
         seed: of the tracks.

@@ -16,7 +16,7 @@ __all__ = ["Claim", "Climb"]
 
 Climb = Callable[[Places, Tensor], float]  # places and frequencies where s is high -> a lower bound of the norm
 _FEW = 8  # places that tell whether most of them would pass
-_CUT = 16  # when the tests are spent, up to this part of them is still cut: at most into as many as half of them
+_CUT = 2  # when the tests are spent, what is left is still cut where that makes fewer cells than this part of them
 
 
 class Claim:
@@ -31,15 +31,16 @@ class Claim:
 
     def __init__(self, search: Search, lower: float, rtol: float, climb: Climb) -> None:
         self.search, self.rtol, self.climb = search, rtol, climb
-        self.lower, self.bound, self.steps, self.widened = 0.0, 0.0, 1, False
+        self.lower, self.bound, self.steps, self.widened, self.probed = 0.0, 0.0, 1, False, 0
         self._raise(lower)
 
     def prove(self, max_tests: int, cover: Cover | None = None) -> None:
         """Exclude every cell of the torus, cutting those that are left into smaller ones.
 
-        Once so many tests are spent, the gap between the ends doubles until all cells pass; they are still cut
-        where few are left. So an interval that could not be as narrow as asked is as narrow as the tests allow,
-        and not much wider than one of a larger tolerance that they would have sufficed for.
+        Once so many tests are spent, the gap between the ends doubles until most cells pass; they are still cut
+        where few are left. So an interval that could not be as narrow as asked is as narrow as the tests allow. As
+        a rule it is at most 2.5 times as wide as that of a larger tolerance which they would have sufficed for
+        (at 180 random kernels with 1 to 1,000 tests, the largest ratio was 13).
 
         Args:
             max_tests: the tests after which the interval is widened.
@@ -70,12 +71,15 @@ class Claim:
             Whether there are too many to cut.
         """
         self.widened = True
-        many = len(places) > max_tests // _CUT or self.search.tests > 2 * max_tests
+        cut = len(places) * 2 ** places.cell.shape[1]
+        many = cut > max_tests // _CUT or self.search.tests - self.probed > 2 * max_tests
         few = places.take(torch.linspace(0, len(places) - 1, min(_FEW, len(places)), device="cpu").long())
         w, passed = cover.frequencies(few.cell), False
         while not passed:
             self.bound += self.bound - self.lower
-            passed = not many or bool(self.search.below(few, w, self.search.squares(self.bound, cover)).all())
+            below = self.search.below(few, w, self.search.squares(self.bound, cover))
+            self.probed += len(few)
+            passed = not many or 4 * int(below.sum()) >= 3 * len(few)
         return many
 
     def prove_points(self, points: Size) -> None:

@@ -107,9 +107,8 @@ def spectral_normalize(
                 each(site)
         sites = find_sites(model_or_layer, folded)
     rules = [Rule(each, mode, through_norm) for each in targets]
-    for site, normalisation in zip(
-        sites, _prepare(sites, rules), strict=True
-    ):  # all measured before one is changed
+    prepared = _prepare(sites, rules)  # all are measured before one is changed
+    for site, normalisation in zip(sites, prepared, strict=True):
         attach(site, normalisation)
     _warn_of_others(model_or_layer, sites, fold=fold_batchnorm)
     return model_or_layer
@@ -177,9 +176,9 @@ def step(model: AnyModule) -> AnyModule:
         >>> optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
         >>> hook = optimizer.register_step_post_hook(lambda *_: sn.step(layer))
     """
-    for _, normalisation in _found(model):
-        normalisation.engine.update()
-        normalisation.engine.update(sharded=True)
+    for engine in {id(found.engine): found.engine for _, found in _found(model)}.values():
+        engine.update()
+        engine.update(sharded=True)
     return model
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
+from torch import Tensor
 
 from spectralnorm.estimators.ascent import Tracks, sweep
 from spectralnorm.estimators.tracked import frequency_step
@@ -15,7 +16,7 @@ from spectralnorm.operators.fourier import Symbol
 if TYPE_CHECKING:
     from spectralnorm.normalize.tracker import Tracker
 
-__all__ = ["climb", "look"]
+__all__ = ["ahead", "climb", "look"]
 
 _STILL = 1e-4  # relative gain of a sweep at which a climb ends
 _MOST = 8  # sweeps a step in a small model at most,
@@ -60,6 +61,40 @@ def look(member: Tracker, symbol: Symbol) -> Tracks:
     return tracks.take(tracks.distinct(TRACKS))
 
 
+def ahead(member: Tracker, symbol: Symbol) -> tuple[Tensor, Tensor, Tensor]:
+    """The leaders of a weight that the state does not belong to, found from the state, which stays as it is.
+
+    Args:
+        member: in eval mode.
+        symbol: of the weight as it is.
+
+    Returns:
+        Heights (g,), left vectors (g, rows), right vectors with the phases folded in (g, c_in/g, taps).
+    """
+    x, basis = torch.view_as_complex(member.grid.clone()), torch.view_as_complex(member.u.clone())
+    heights = survey(symbol, x, 2, member.turn)
+    basis[:, :, 1:] = 0  # directions and residuals of another weight
+    tracks = Tracks(basis, member.w, member.heights).beside(peaks(symbol, x, heights, _PEAKS, member.turn))
+    tracks = _sweeps(symbol, tracks, _MOST, leader=False)
+    leaders = tracks.take(tracks.height.argmax(1, keepdim=True))
+    return (
+        leaders.height[:, 0],
+        leaders.basis[:, 0, 0],
+        symbol.fold(_right(symbol, leaders), _phases(symbol, leaders)),
+    )
+
+
+def _phases(symbol: Symbol, tracks: Tracks) -> Tensor:
+    return symbol.layout.phases(tracks.w[:, 0])
+
+
+def _right(symbol: Symbol, tracks: Tracks) -> Tensor:
+    """The leaders' right singular vectors (g, c_in/g, components)."""
+    assert tracks.images is not None  # noqa: S101 - every sweep leaves them
+    v = symbol.unfold(tracks.images[:, 0, 0], _phases(symbol, tracks))
+    return v / tracks.height[:, 0, None, None].clamp_min(1e-30)
+
+
 def _most(member: Tracker) -> int:
     return _MOST if member.thorough else _MOST_LARGE
 
@@ -81,9 +116,6 @@ def _sweeps(symbol: Symbol, tracks: Tracks, most: int, *, leader: bool) -> Track
 
 def _store(stack: Stack, tracks: Tracks) -> None:
     """Write all tracks of a stack to its members, with the leaders' right vectors."""
-    assert tracks.images is not None  # noqa: S101 - every sweep leaves them
-    symbol, slots = stack.symbol, ((0, tracks.w.shape[1]),)
-    phases = symbol.layout.phases(tracks.w[:, 0])
-    v = symbol.unfold(tracks.images[:, 0, 0], phases)
-    v = v / tracks.height[:, 0, None, None].clamp_min(1e-30)
-    stack.store(slots, (tracks.basis, v, tracks.w, tracks.height), (tracks.basis[:, 0, 0], symbol.fold(v, phases)))
+    symbol, slots, v = stack.symbol, ((0, tracks.w.shape[1]),), _right(stack.symbol, tracks)
+    lead = tracks.basis[:, 0, 0], symbol.fold(v, _phases(symbol, tracks))
+    stack.store(slots, (tracks.basis, v, tracks.w, tracks.height), lead)

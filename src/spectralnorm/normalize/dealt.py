@@ -7,14 +7,13 @@ optimisers are counted here as well.
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
-from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-from spectralnorm.normalize.steps import evaluates
+from spectralnorm.normalize.steps import each_step
 from spectralnorm.operators.shards import is_sharded
 
 if TYPE_CHECKING:
@@ -23,7 +22,6 @@ if TYPE_CHECKING:
 __all__ = ["Dealt"]
 
 _ALL: weakref.WeakSet[Dealt] = weakref.WeakSet()
-_hooks: list[Any] = []  # on all optimisers, set at the first need
 
 
 class Dealt:
@@ -40,9 +38,7 @@ class Dealt:
         self.beside: nn.Module | None = None
         self.steps = 0
         _ALL.add(self)
-        if not _hooks:
-            _hooks.append(register_optimizer_step_pre_hook(_before))
-            _hooks.append(register_optimizer_step_post_hook(_after))
+        each_step(_count)
 
     def mark(self) -> tuple[tuple[int, int], ...]:
         """What changes when an optimiser steps, PyTorch writes to the shard or another takes its place."""
@@ -58,19 +54,8 @@ class Dealt:
         return [self.weight, other] if is_sharded(other) else [self.weight]
 
 
-def _before(optimizer: Optimizer, *arguments: Any) -> None:
-    """Hook on every optimiser: note that it steps, before hooks of its own that look at the result."""
-    if not evaluates(*arguments):
-        _count(optimizer)
-
-
-def _after(optimizer: Optimizer, *arguments: Any) -> None:
-    """The same where the model runs within the step."""
-    if evaluates(*arguments):
-        _count(optimizer)
-
-
 def _count(optimizer: Optimizer) -> None:
+    """Note a step for the shards the optimizer holds."""
     if not _ALL:
         return
     stepped = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}

@@ -13,7 +13,28 @@ from typing import Any
 import torch
 from torch.optim.optimizer import register_optimizer_step_post_hook, register_optimizer_step_pre_hook
 
-__all__ = ["evaluates", "watch_optimizers"]
+__all__ = ["each_step", "watch_optimizers"]
+
+
+@cache
+def each_step(note: Callable[[torch.optim.Optimizer], None]) -> None:
+    """From now on call this at each step of every optimizer of the process, before the model reads the result.
+
+    Args:
+        note: is given the optimizer. It is called before a step, since hooks of the optimizer itself, such as
+            `step`, run before the process's afterwards; of a step with a closure, in which the model runs, after.
+    """
+
+    def before(optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
+        if not _evaluates(*arguments):
+            note(optimizer)
+
+    def after(optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
+        if _evaluates(*arguments):
+            note(optimizer)
+
+    register_optimizer_step_pre_hook(before)
+    register_optimizer_step_post_hook(after)
 
 
 @cache
@@ -33,19 +54,10 @@ def watch_optimizers(addresses: Callable[[], Iterable[int]]) -> None:
                 if parameter.grad is not None and parameter.data_ptr() in watched:
                     torch.autograd.graph.increment_version(parameter)
 
-    def before(optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
-        if not evaluates(*arguments):  # hooks of the optimizer itself, such as `step`, run before ours afterwards
-            note(optimizer)
-
-    def after(optimizer: torch.optim.Optimizer, *arguments: Any) -> None:
-        if evaluates(*arguments):
-            note(optimizer)
-
-    register_optimizer_step_pre_hook(before)
-    register_optimizer_step_post_hook(after)
+    each_step(note)
 
 
-def evaluates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+def _evaluates(args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
     """Whether a step is given a closure, in which the model runs."""
     return any(callable(value) for value in (*args[1:], kwargs.get("closure")))
 

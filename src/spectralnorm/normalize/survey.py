@@ -28,20 +28,25 @@ _REACH = 1.5  # grid steps an axis to a neighbour
 _SHIFTS = 8  # of the grid, which moves on between surveys: a narrow peak may lie between its points
 _LATTICE = (1, 3, 5)  # eighths of a grid step an axis: a lattice that fills the cells between the points
 _BLOCK = 4  # vectors of a layer without frequencies
+_CPU = torch.device("cpu")
 
 
-def frequencies(degrees: tuple[float, ...], turn: int = 0) -> Tensor:
+def frequencies(degrees: tuple[float, ...], turn: int = 0, device: torch.device = _CPU) -> Tensor:
     """The grid (F, axes), float64: that of cold starts, moved on a little in each turn, and all of 0 and pi.
 
     A layer without frequencies has one point, several times.
 
     Returns:
-        The frequencies.
+        The frequencies, kept on the device: to copy them there in each step would make the host wait for it.
     """
-    return _frequencies(degrees, turn % _SHIFTS)
+    return _frequencies_on(degrees, turn % _SHIFTS, device)
 
 
 @lru_cache(maxsize=512)
+def _frequencies_on(degrees: tuple[float, ...], shift: int, device: torch.device) -> Tensor:
+    return _frequencies(degrees, shift).to(device)
+
+
 def _frequencies(degrees: tuple[float, ...], shift: int) -> Tensor:
     if not any(degrees):
         return torch.zeros(_BLOCK, len(degrees), dtype=torch.float64, device="cpu")
@@ -66,15 +71,20 @@ class _Neighbours:
     Attributes:
         index: (F, K) the neighbours of each point, padded with the point itself.
         fit: (F, U, K) from heights over the point's own to the parabola g . d + d H d / 2: g, then H's triangle.
-        steps: (axes,) of the grid; the unit of d.
+        spread: (active axes, axes) from d, in grid steps along the axes that have any, to frequencies.
     """
 
     index: Tensor
     fit: Tensor
-    steps: Tensor
+    spread: Tensor
 
 
 @lru_cache(maxsize=512)
+def _neighbours_on(degrees: tuple[float, ...], shift: int, device: torch.device) -> _Neighbours:
+    found = _neighbours(degrees, shift)
+    return _Neighbours(found.index.to(device), found.fit.to(device), found.spread.to(device))
+
+
 def _neighbours(degrees: tuple[float, ...], shift: int) -> _Neighbours:
     w, unit = _frequencies(degrees, shift), _steps(degrees)
     found: list[tuple[Tensor, Tensor]] = []
@@ -91,7 +101,7 @@ def _neighbours(degrees: tuple[float, ...], shift: int) -> _Neighbours:
         squares = [d[:, a] * d[:, b] * (0.5 if a == b else 1.0) for a, b in pairs]
         index[place, : len(near)] = near
         fit[place, :, : len(near)] = torch.linalg.pinv(torch.stack([*(d[:, a] for a in axes), *squares], 1))
-    return _Neighbours(index, fit, unit)
+    return _Neighbours(index, fit, torch.diag(unit)[axes])
 
 
 def random_vectors(like: Tensor) -> Tensor:
@@ -118,7 +128,7 @@ def survey(symbol: Symbol, x: Tensor, rounds: int, turn: int = 0) -> Tensor:
     """
     if not any(symbol.layout.degrees):
         return _block(symbol, x, rounds)
-    w = frequencies(symbol.layout.degrees, turn).to(x.device, x.real.dtype)
+    w = frequencies(symbol.layout.degrees, turn, x.device).to(x.real.dtype)
     phases = symbol.layout.phases(w)  # (F, taps)
     squares = x.real.new_zeros(x.shape[:2])
     for _ in range(rounds):
@@ -159,28 +169,25 @@ def _top(a: Tensor, b: Tensor, c: Tensor) -> tuple[Tensor, Tensor, Tensor]:
 def peaks(symbol: Symbol, x: Tensor, heights: Tensor, count: int, turn: int = 0) -> Tracks:
     """Tracks that start where a parabola puts the highest peaks: near the points that no neighbour tops."""
     degrees, device = symbol.layout.degrees, heights.device
+    w = frequencies(degrees, turn, device)
     if not any(degrees):
         empty = torch.zeros_like(x)
-        w = frequencies(degrees).to(heights).expand(len(x), -1, -1)
-        return Tracks(torch.stack([x, empty, empty], 2), w, heights)
-    grid = _neighbours(degrees, turn % _SHIFTS)
-    over = heights[:, grid.index.to(device)] - heights[..., None]  # (g, F, K)
-    move, rise = _vertex(grid.fit.to(device, heights.dtype), over, [a for a, d in enumerate(degrees) if d])
+        return Tracks(torch.stack([x, empty, empty], 2), w.to(heights).expand(len(x), -1, -1), heights)
+    grid = _neighbours_on(degrees, turn % _SHIFTS, device)
+    over = heights[:, grid.index] - heights[..., None]  # (g, F, K)
+    move, rise = _vertex(grid.fit.to(heights.dtype), over, len(grid.spread))
     guess = torch.where((over > 0).any(-1), -1.0, heights + rise)
     best = guess.topk(min(count, guess.shape[1]), 1).indices
     group = torch.arange(len(best), device=device)[:, None]
-    steps = torch.zeros(*move.shape[:2], len(degrees), dtype=heights.dtype, device=device)
-    steps[..., [a for a, d in enumerate(degrees) if d]] = move
-    w = frequencies(degrees, turn).to(device) + steps * grid.steps.to(device)
+    w = w + move.double() @ grid.spread
     chosen = x[group, best]
     empty = torch.zeros_like(chosen)
     return Tracks(torch.stack([chosen, empty, empty], 2), w[group, best].to(heights), heights[group, best])
 
 
-def _vertex(fit: Tensor, over: Tensor, axes: list[int]) -> tuple[Tensor, Tensor]:
-    """Where the parabola at each point has its vertex (g, F, axes), at most a step away, and how much it rises."""
+def _vertex(fit: Tensor, over: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """Where the parabola of each point has its vertex (g, F, count), a step away at most, and its rise there."""
     terms = torch.einsum("fuk,gfk->gfu", fit, over)
-    count = len(axes)
     slope, bend = terms[..., :count], over.new_zeros(*terms.shape[:2], count, count)
     for place, (a, b) in enumerate(itertools.combinations_with_replacement(range(count), 2)):
         bend[..., a, b] = bend[..., b, a] = terms[..., count + place]

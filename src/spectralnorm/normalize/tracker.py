@@ -11,8 +11,9 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, distributed, nn
 
-from spectralnorm.estimators.ascent import lengths, normalised, power_sweep
+from spectralnorm.estimators.ascent import lengths, power_sweep
 from spectralnorm.estimators.tracked import Tracked
+from spectralnorm.normalize.climbing import ahead
 from spectralnorm.normalize.engine import Engine
 from spectralnorm.normalize.fingerprint import OUTDATED, TRUSTED, alike, fingerprint
 from spectralnorm.normalize.opaque import enlist
@@ -50,8 +51,8 @@ class Tracker(nn.Module):
     Attributes:
         sweeps: sweeps per change of the weight.
         engine: moves the states of all layers of a model together.
-        place: of the layer in its model: large layers' bursts of scouts take turns by it.
-        thorough: whether a step sweeps every track, with scouts among them, or does the least that keeps up.
+        place: of the layer in its model: large layers are surveyed in turn by it.
+        thorough: whether a step sweeps every track, and surveys come often, or it does the least that keeps up.
         turn: how often the state has moved.
         rested: moves since the last survey.
         drift: share by which heights have moved since then.
@@ -267,15 +268,15 @@ class Tracker(nn.Module):
         return fingerprint(known) if known is not None and current else ()
 
     def _lead_on(self, sources: Sources, mark: Mark) -> None:
-        """Work out the lead from the state as it is, or from its vectors on a weight changed since, in eval."""
+        """Work out the lead from the state as it is or, in eval on a weight changed since, from where it leads."""
         with undisturbed(sources[0].device):
             symbol, v = self.symbol(sources), torch.view_as_complex(self.v)
-            folded = symbol.fold(v, symbol.layout.phases(self.w[:, 0]))
-            heights, left = self.heights[:, 0].clone(), torch.view_as_complex(self.u[:, 0, 0].clone())
-            if self._seen.mark != mark and float(lengths(v.flatten(1)).min()) > 0.999:
-                ahead = symbol.read(folded[:, None])[:, 0]
-                heights, left = lengths(ahead), normalised(ahead)
-            elif self._seen.mark != mark:  # averaged buffers, or a kernel that was zero: no unit vectors to go by
+            if self._seen.mark == mark:
+                folded = symbol.fold(v, symbol.layout.phases(self.w[:, 0]))
+                heights, left = self.heights[:, 0].clone(), torch.view_as_complex(self.u[:, 0, 0].clone())
+            elif float(lengths(v.flatten(1)).min()) > 0.999:
+                heights, left, folded = ahead(self, symbol)
+            else:  # averaged buffers, or a kernel that was zero: no unit vectors to go by
                 x, _, _, height, fresh = _cold(symbol)
                 heights, left, folded = height[:, 0], x[:, 0], fresh[:, 0]
             self.lead(heights, torch.view_as_real(left).mT, torch.view_as_real(folded.flatten(1)).mT)

@@ -75,12 +75,14 @@ class ShardedSymbol(Symbol):
         return self
 
     def at(self, w: Tensor) -> Tensor:
-        """Refused: it would gather the kernel."""
-        raise NotImplementedError(f"The kernel is sharded, its blocks at {len(w)} frequencies are not.")
+        """Raises RuntimeError: it would gather the kernel."""
+        del w
+        raise _in_parts("Blocks of the symbol")
 
     def bilinear(self, group: int, u: Tensor, v: Tensor, w: Tensor) -> Tensor:
-        """Refused: its gradient would gather the kernel."""
-        raise NotImplementedError(f"The kernel is sharded, and group {group} has no weight of its own.")
+        """Raises RuntimeError: its gradient would gather the kernel."""
+        del group, u, v, w
+        raise _in_parts("A derivative with respect to the weight")
 
     def _times_kernel(self, x: Tensor) -> Tensor:
         out = x.new_zeros(*x.shape[:2], self.flat.shape[2])
@@ -113,6 +115,13 @@ class ShardedStack(SymbolStack):
         for part, span in zip(self.parts, self.spans, strict=True):
             part.part.add_times_transpose(x[span, :, : part.flat.shape[2]], out[span, :, : part.rows])
         return self.parts[0].part.summed(out)
+
+
+def _in_parts(what: str) -> RuntimeError:
+    return RuntimeError(
+        f"{what} would gather a weight that is dealt out over processes; expected one in one piece. Gather it "
+        "yourself, with weight.full_tensor() or model.unshard()."
+    )
 
 
 def sharded_outer(left: Tensor, right: Tensor, like: DTensor) -> DTensor:
