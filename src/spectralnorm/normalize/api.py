@@ -46,8 +46,8 @@ def spectral_normalize(
     """Hold the true spectral norm of every Linear and convolution of a model at the target.
 
     The trained tensor becomes `layer.parametrizations.weight.original`; `layer.weight` is its scaled value.
-    In training the estimate moves once per change of the weights; in eval it stands still. Under FSDP2 and tensor
-    parallelism it is found and moved without gathering a weight.
+    In training the state moves once per change of the weights; in eval it stands still, and the norm of a weight
+    changed since is found from it. Under FSDP2 and tensor parallelism that takes no gathering of weights.
 
     Args:
         model_or_layer: a layer, or a model whose Linear, Conv and ConvTranspose layers, projections of

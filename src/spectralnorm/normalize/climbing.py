@@ -22,7 +22,7 @@ _STILL = 1e-4  # relative gain of a sweep at which a climb ends
 _MOST = 8  # sweeps a step in a small model at most,
 _MOST_LARGE = 3  # and in a large one,
 _BLIND = 3  # and sweeps where the gain is not asked for, since that would stop a GPU's stream
-_PEAKS = 14  # of a survey, that climb in a small model: about all there are
+_PEAKS = 40  # of a survey, that climb in a small model: all there are along two axes
 _PEAKS_LARGE = 4
 
 

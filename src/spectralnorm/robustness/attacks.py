@@ -98,7 +98,7 @@ def fgsm(
     with eval_mode(model), torch.enable_grad():
         point = clean.clone().requires_grad_()
         gradient = _gradient(LOSSES[loss](classify(model, point, y), y), point)
-    return project(clean + eps * _direction(gradient, norm), clean, eps, norm, bounds)
+    return project(clean + eps * direction(gradient, norm), clean, eps, norm, bounds)
 
 
 def pgd(
@@ -164,11 +164,11 @@ def pgd(
     if eps == 0 or len(clean) == 0:
         return clean
     confine = partial(project, eps=eps, norm=norm, bounds=bounds)
-    climb = _Climb(model, clean, y, LOSSES[loss], partial(_direction, norm=norm), step_size, confine)
+    climb = _Climb(model, clean, y, LOSSES[loss], partial(direction, norm=norm), step_size, confine)
     generator = torch.Generator(device=x.device).manual_seed(seed)
     with eval_mode(model), torch.enable_grad():
         for _ in range(restarts):
-            start = clean + _noise(clean, eps, norm, generator) if random_start else clean
+            start = clean + noise(clean, eps, norm, generator) if random_start else clean
             climb.run(confine(start, clean), steps)
     return climb.best
 
@@ -276,7 +276,7 @@ def _gradient(losses: Tensor, point: Tensor) -> Tensor:
     return gradient
 
 
-def _direction(gradient: Tensor, norm: str) -> Tensor:
+def direction(gradient: Tensor, norm: str) -> Tensor:
     """Return the steepest step of length one in that norm; zero where the gradient is zero."""
     if norm == "linf":
         return gradient.sign()
@@ -285,13 +285,13 @@ def _direction(gradient: Tensor, norm: str) -> Tensor:
     return scaled / _lengths(scaled).clamp_min(1)
 
 
-def _noise(x: Tensor, eps: float, norm: str, generator: torch.Generator) -> Tensor:
+def noise(x: Tensor, eps: float, norm: str, generator: torch.Generator) -> Tensor:
     """Draw perturbations uniformly from the ball of radius eps, shaped as x."""
     if norm == "linf":
         return torch.empty_like(x).uniform_(-eps, eps, generator=generator)
     gauss = torch.empty_like(x).normal_(generator=generator)
     uniform = torch.empty_like(_lengths(x)).uniform_(generator=generator)
-    return eps * uniform.pow(1 / x[0].numel()) * _direction(gauss, norm)  # volume grows as radius^d
+    return eps * uniform.pow(1 / x[0].numel()) * direction(gauss, norm)  # volume grows as radius^d
 
 
 def _lengths(delta: Tensor) -> Tensor:
