@@ -14,7 +14,7 @@ from torch.nn.utils import parametrizations as torch_parametrizations
 from torch.nn.utils import parametrize
 
 import spectralnorm as sn
-from layer_power import PowerNormalization
+from spectralnorm.training.baselines import PowerNormalization
 from spectralnorm.training.resnet import resnet18, resnet20
 from spectralnorm.training.vgg import vgg16
 

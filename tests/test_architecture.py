@@ -18,6 +18,7 @@ FILES = {
 }
 ROWS = (  # a file imports only from rows above its own, or from its own folder
     "bound",
+    "files",
     "operators",
     "estimators",
     "measure",

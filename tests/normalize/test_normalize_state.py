@@ -179,7 +179,7 @@ def test_eval_never_moves_the_state() -> None:
 
 @pytest.mark.parametrize("size", [0.02, 0.3])
 def test_weights_changed_in_eval_are_normalised_all_the_same(size: float) -> None:
-    """As after a step that no forward pass in training has followed: the norm is found from the state, unstored."""
+    """As after a step that no forward pass in training followed: the norm is found from the state, unstored."""
     net = sn.spectral_normalize(conv_net()).eval()
     before = [net[i].weight for i in LAYERS]
     nudge(net, size)

@@ -97,6 +97,28 @@ def test_folded_models_in_other_dtypes(dtype: torch.dtype, before: bool) -> None
         assert size_free_norm(part.eval()) == pytest.approx(1.0, rel=0.05)
 
 
+def test_channels_last() -> None:
+    """Kernels in this layout cannot be read in place: a copy that served two steps let norms grow to 13."""
+    plain = sn.spectral_normalize(conv_net())
+    net = sn.spectral_normalize(conv_net().to(memory_format=torch.channels_last))
+    optimizers = sgd(plain), sgd(net)
+    for seed in range(6):
+        train_step(plain, optimizers[0], seed), train_step(net, optimizers[1], seed)
+        assert true_norms(net) == pytest.approx(true_norms(plain), rel=1e-3)
+
+
+@pytest.mark.small_models
+@pytest.mark.parametrize("fold", [False, True])
+def test_channels_last_after_normalising(fold: bool) -> None:
+    net = batchnorm_net() if fold else conv_net()
+    sn.spectral_normalize(net, fold_batchnorm=fold).to(memory_format=torch.channels_last)
+    optimizer = sgd(net, lr=0.003, momentum=0.0)
+    for seed in range(4):
+        train_step(net, optimizer, seed)
+    parts = (net[0:2], net[3:5], net[7]) if fold else [net[i] for i in LAYERS]
+    assert [size_free_norm(part) for part in parts] == pytest.approx([1.0] * 3, rel=5e-2 if fold else 1e-2)
+
+
 # ---------------------------------------------------------------------- optimizers
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from spectralnorm.report.files import check_folder, write_atomically
+from spectralnorm.files import check_folder, write_atomically
 from spectralnorm.report.plots import robust_accuracy_plot
 from spectralnorm.report.tables import demo_notes, demo_summary, demo_table
 

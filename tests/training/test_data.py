@@ -1,38 +1,17 @@
-"""Loading data: scikit-learn's digits, and IDX files, good and bad."""
+"""The checks of a data set, scikit-learn's digits, and finding data by name."""
 
 from __future__ import annotations
 
 import dataclasses
-import gzip
-import struct
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 
-from spectralnorm.training.data import DEBIAN_FASHION_MNIST, Dataset, digits, fashion_mnist, load
-
-
-def idx(shape: tuple[int, ...], data: bytes, kind: int = 8) -> bytes:
-    return bytes((0, 0, kind, len(shape))) + struct.pack(f">{len(shape)}I", *shape) + data
-
-
-def write_fashion_mnist(folder: Path, count: int = 3, zipped: bool = False) -> None:
-    for part in ("train", "t10k"):
-        pixels = bytes(range(256))[-1:] + bytes(28 * 28 * count - 1)  # the first pixel is white, the rest black
-        files = {
-            f"{part}-images-idx3-ubyte": idx((count, 28, 28), pixels),
-            f"{part}-labels-idx1-ubyte": idx((count,), bytes(range(count))),
-        }
-        for name, raw in files.items():
-            (folder / (name + ".gz" * zipped)).write_bytes(gzip.compress(raw) if zipped else raw)
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    write_fashion_mnist(tmp_path)
-    return tmp_path
+from messages import check_says, complaint
+from spectralnorm.training import data as names
+from spectralnorm.training.data import Dataset, digits, load
 
 
 def noise(**changes: object) -> Dataset:
@@ -64,63 +43,34 @@ def test_digits_without_scikit_learn_names_the_extra(monkeypatch: pytest.MonkeyP
         digits()
 
 
-@pytest.mark.parametrize("zipped", [False, True])
-def test_fashion_mnist_reads_idx_files(tmp_path: Path, zipped: bool) -> None:
-    write_fashion_mnist(tmp_path, zipped=zipped)
-    data = fashion_mnist(tmp_path)
-    assert data.train_x.shape == (3, 1, 28, 28)
-    assert data.train_x[0, 0, 0, 0] == 1
-    assert data.train_x.sum() == 1
-    assert data.test_y.tolist() == [0, 1, 2]
-    assert load("fashion-mnist", data_dir=str(tmp_path)).classes == 10
+@pytest.mark.parametrize("name", ["cifar", "", "no/such/folder", "no-such-module:function", "data.npz"])
+def test_unknown_name_lists_the_known(name: str) -> None:
+    message = complaint(ValueError, lambda: load(name))
+    check_says(
+        message, f"got {name!r}, expected one of digits, fashion-mnist, cifar10, cifar100, svhn, or a folder"
+    )
+    check_says(message, "or package.module:function; choose one of these")
 
 
-@pytest.mark.skipif(not DEBIAN_FASHION_MNIST.is_dir(), reason="Debian's dataset-fashion-mnist is not installed")
-def test_fashion_mnist_of_debian() -> None:
-    data = fashion_mnist()
-    assert data.train_x.shape == (60000, 1, 28, 28)
-    assert torch.bincount(data.test_y).tolist() == [1000] * 10
+def test_names_lead_to_their_readers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for reader in ("digits", "fashion_mnist", "cifar10", "cifar100", "svhn", "folder", "imported"):
+        monkeypatch.setattr(names, reader, lambda argument, reader=reader: (reader, argument))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "svhn").mkdir()  # the name comes first
+    assert load("digits", "elsewhere", 3) == ("digits", 3)
+    assert load("fashion-mnist", "elsewhere") == ("fashion_mnist", "elsewhere")
+    for name in ("cifar10", "cifar100", "svhn"):
+        assert load(name) == (name, None)
+        assert load(name, "elsewhere") == (name, "elsewhere")
+    assert load("./svhn") == ("folder", "./svhn")
+    assert load(str(tmp_path)) == ("folder", str(tmp_path))
+    assert load("package.module:Class.method") == ("imported", "package.module:Class.method")
 
 
-@pytest.mark.parametrize("name", ["train-images-idx3-ubyte", "t10k-labels-idx1-ubyte"])
-def test_missing_file_says_what_to_install(folder: Path, name: str) -> None:
-    (folder / name).unlink()
-    with pytest.raises(FileNotFoundError, match=rf"{name}.*dataset-fashion-mnist.*data_dir"):
-        fashion_mnist(folder)
-
-
-@pytest.mark.parametrize(
-    ("raw", "complaint"),
-    [
-        (idx((3, 28, 28), bytes(28 * 28 * 3 - 1)), "got 2351 bytes of data, expected 2352"),
-        (idx((3, 28, 28), bytes(28 * 28 * 3 + 1)), "got 2353 bytes of data, expected 2352"),
-        (idx((3,), bytes(3)), "got a header of '00000801', expected '00000803'"),
-        (idx((3, 28, 28), bytes(28 * 28 * 3), kind=13), "got a header of '00000d03'"),
-        (idx((3, 28, 28), b"")[:-1], "3 sizes"),
-        (b"", "got a header of ''"),
-        (b"<html>not found</html>", "got a header of '3c68746d'"),
-        (gzip.compress(idx((3, 28, 28), bytes(28 * 28 * 3)), mtime=0)[:-9], "damaged gzip"),
-        (b"\x1f\x8b rest", "damaged gzip"),
-        (idx((3, 8, 8), bytes(8 * 8 * 3)), r"shape \(8, 8\)"),
-        (idx((2, 28, 28), bytes(28 * 28 * 2)), "2 images .* 3 labels"),
-    ],
-    ids=lambda value: value if isinstance(value, str) else "file",
-)
-def test_bad_image_file_is_named(folder: Path, raw: bytes, complaint: str) -> None:
-    (folder / "train-images-idx3-ubyte").write_bytes(raw)
-    with pytest.raises(ValueError, match=rf"train-images-idx3-ubyte: .*{complaint}.*dataset-fashion-mnist"):
-        fashion_mnist(folder)
-
-
-def test_labels_out_of_range(folder: Path) -> None:
-    (folder / "train-labels-idx1-ubyte").write_bytes(idx((3,), bytes((0, 1, 10))))
-    with pytest.raises(ValueError, match=r"train_y: got labels from 0 to 10, expected \[0, 10\)"):
-        fashion_mnist(folder)
-
-
-def test_unknown_name_lists_the_known() -> None:
-    with pytest.raises(ValueError, match="got 'cifar', expected one of digits, fashion-mnist"):
-        load("cifar")
+@pytest.mark.parametrize("name", [".", "package.module:function"])
+def test_data_dir_goes_with_a_named_set_only(name: str) -> None:
+    message = complaint(ValueError, lambda: load(name, "elsewhere"))
+    assert message == f"data_dir: got elsewhere with {name}, expected it with a named set only; leave it out"
 
 
 @pytest.mark.parametrize(
@@ -144,11 +94,22 @@ def test_unknown_name_lists_the_known() -> None:
         ({"train_x": torch.full((6, 1, 4, 5), 255.0)}, ValueError, "train_x: got pixels from 255"),
         ({"train_y": torch.full((6,), -1)}, ValueError, "train_y: got labels from -1"),
         ({"classes": 2}, ValueError, r"train_y: got labels from 0 to 2, expected \[0, 2\)"),
+        ({"classes": 4}, ValueError, r"train_y: got no image of class 3 \(1 of 4 classes are empty\)"),
+        (
+            {"train_y": torch.tensor([5, 1, 1, 4, 1, 4]), "classes": 10**9},
+            ValueError,
+            r"train_y: got no image of class 0 \(999999997 of 1000000000 classes are empty\), expected every",
+        ),
+        ({"train_y": torch.tensor([0, 2, 0, 2, 0, 0])}, ValueError, "no image of class 1 .*; relabel, or pass"),
     ],
 )
 def test_bad_dataset(changes: dict[str, object], error: type[Exception], complaint: str) -> None:
     with pytest.raises(error, match=complaint):
         noise(**changes)
+
+
+def test_the_test_part_may_lack_classes() -> None:
+    assert noise(test_y=torch.zeros(6, dtype=torch.int64)).classes == 3
 
 
 def test_dataset_is_frozen_and_gives_the_shape() -> None:

@@ -16,12 +16,18 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 
 from spectralnorm import __version__
 from spectralnorm.commands import demo as demonstration
+from spectralnorm.commands import train
 from spectralnorm.commands.target import load_target
+from spectralnorm.commands.train import with_settings
+from spectralnorm.files import check_folder, write_atomically
 from spectralnorm.network.audit import audit as audit_model
-from spectralnorm.report.files import check_folder, write_atomically
 from spectralnorm.report.plots import figure_class, robust_accuracy_plot
 from spectralnorm.report.tables import demo_notes, demo_summary, demo_table
+from spectralnorm.report.training import training_summary, training_table
+from spectralnorm.training.conduct import Options
 from spectralnorm.training.data import load
+from spectralnorm.training.models import MODELS
+from spectralnorm.training.team import LostProcessError
 
 __all__ = ["app"]
 
@@ -80,7 +86,8 @@ def audit(
         str, typer.Argument(help="A saved state_dict, or package.module:factory of a model.", show_default=False)
     ],
     arch: Annotated[
-        str | None, typer.Option(help="Architecture of a state_dict: small-cnn, or package.module:factory.")
+        str | None,
+        typer.Option(help=f"Architecture of a state_dict: {', '.join(MODELS)}, or package.module:factory."),
     ] = None,
     input_shape: Annotated[
         str | None, typer.Option(help="One input's shape, such as 1,28,28: adds the norms at the sizes seen.")
@@ -101,6 +108,49 @@ def audit(
     if json_file is not None:
         with bad_input():
             write_json(json_file, found.to_dict())
+
+
+@app.command(name="train")
+@with_settings
+def train_command(
+    given: dict[str, Any],
+    config: Annotated[Path | None, typer.Option(help="TOML file of settings, by the flags' names with _.")] = None,
+    out: Annotated[Path, typer.Option(help="Folder of the run: its log, checkpoint and result.")] = Path("run"),
+    resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out, if any.")] = False,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
+    log_every: Annotated[int, typer.Option(min=1, help="Steps between records of the loss.")] = 50,
+    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's events too.")] = False,
+    prove: Annotated[bool, typer.Option(help="Prove the final network's norms.")] = True,
+    json_file: Annotated[Path | None, typer.Option("--json", help="Copy of the result.")] = None,
+) -> None:
+    """Train a network with its norms held down; go on after a crash with --resume, scale out with torchrun."""
+    with bad_input():
+        settings = train.settings_from(given, config, out, resume=resume)
+        options = Options(out, resume, checkpoint_every, log_every, tensorboard, prove)
+        if json_file is not None:
+            check_folder(json_file.parent)
+        with stopped(out), progress(lines=True) as on_progress:
+            result = train.run(settings, options, device, on_progress)
+        if result is not None:
+            show(training_table(result), *training_summary(result, out))
+            if json_file is not None:
+                write_json(json_file, result)
+
+
+@contextmanager
+def stopped(out: Path) -> Iterator[None]:
+    """Say how to go on with a run that was told to stop, lost a process, or diverged; exit codes 130 and 1."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        reason, code = "the run was stopped", 130
+    except (LostProcessError, FloatingPointError) as error:
+        reason, code = str(error), 1
+    else:
+        return
+    typer.echo(f"spectralnorm: {reason}; {train.resume_advice(out)}", err=True)
+    raise typer.Exit(code)
 
 
 @contextmanager

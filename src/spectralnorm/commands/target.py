@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 import re
-import sys
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from spectralnorm.training.imports import IMPORT_STRING, accepts, call_factory, import_attribute
 from spectralnorm.training.models import MODELS, build
 
 __all__ = ["load_target"]
 
-IMPORT_STRING = re.compile(r"\w+(\.\w+)*:\w+(\.\w+)*")
 NESTED = ("state_dict", "model")  # keys under which checkpoints hold their state_dict
 HOW_TO_SAVE = "save one with torch.save(model.state_dict(), path)"
 
@@ -29,8 +26,10 @@ def load_target(target: str, arch: str | None, input_shape: Sequence[int] | None
     Args:
         target: path of a saved state_dict, or `package.module:attribute` of a model or of a function that
             returns one.
-        arch: for a state_dict: the name of an architecture, or `package.module:attribute`.
-        input_shape: for a named architecture: one input's shape without batch.
+        arch: for a state_dict: the name of an architecture, which is built with BatchNorm if the state_dict has
+            any, or `package.module:attribute`.
+        input_shape: for a named architecture, or a function of (input_shape, classes): one input's shape without
+            batch.
 
     Returns:
         The model.
@@ -57,50 +56,15 @@ def load_target(target: str, arch: str | None, input_shape: Sequence[int] | None
 
 def _from_import(text: str) -> nn.Module:
     """The module that an import string names, or that the callable it names returns."""
-    factory = _attribute(text)
+    factory = import_attribute(text)
     if isinstance(factory, nn.Module):
         return factory
-    if not callable(factory) or not _needs_no_argument(factory):
+    if not callable(factory) or not accepts(factory):
         raise ValueError(
             f"{text}: got a {type(factory).__name__}, expected a torch.nn.Module, or a callable that needs no "
             "argument and returns one; write such a function"
         )
-    try:
-        model = factory()
-    except Exception as error:  # the user's own code: its traceback is of use
-        raise RuntimeError(f"{text}: it raised {type(error).__name__}") from error
-    if not isinstance(model, nn.Module):
-        raise ValueError(f"{text}: it returned {type(model).__name__}, expected a torch.nn.Module; return one")
-    return model
-
-
-def _attribute(text: str) -> object:
-    """Import what `package.module:attribute` names; the current folder counts, too."""
-    module, _, path = text.partition(":")
-    if str(Path.cwd()) not in sys.path:
-        sys.path.insert(0, str(Path.cwd()))
-    try:
-        found: object = importlib.import_module(module)
-    except ImportError as error:
-        raise ValueError(
-            f"{text}: cannot import {module} ({error}), expected package.module:factory; check the spelling, and "
-            "run where Python finds the module"
-        ) from error
-    for name in path.split("."):
-        if not hasattr(found, name):
-            raise ValueError(
-                f"{text}: got no {name} in {module}, expected a model or a factory; check the spelling"
-            )
-        found = getattr(found, name)
-    return found
-
-
-def _needs_no_argument(factory: Callable[..., Any]) -> bool:
-    try:
-        inspect.signature(factory).bind()
-    except TypeError:
-        return False
-    return True
+    return call_factory(text, factory)
 
 
 def _from_checkpoint(path: Path, arch: str | None, input_shape: Sequence[int] | None) -> nn.Module:
@@ -169,9 +133,15 @@ def _load(path: Path) -> Any:
 def _architecture(
     path: Path, arch: str | None, input_shape: Sequence[int] | None, state: Mapping[str, Tensor]
 ) -> nn.Module:
-    if arch is not None and IMPORT_STRING.fullmatch(arch):
-        return _from_import(arch)
-    if arch not in MODELS:
+    if imported := arch is not None and IMPORT_STRING.fullmatch(arch):
+        found = import_attribute(arch)
+        if isinstance(found, nn.Module) or not accepts(found, input_shape, 2):
+            return _from_import(arch)
+        if accepts(found):
+            model = _from_import(arch)
+            if input_shape is None or not _differences(model.state_dict(), state):
+                return model
+    elif arch not in MODELS:
         raise ValueError(
             f"--arch: got {arch or 'none'}, expected {', '.join(MODELS)} or package.module:factory; name the "
             f"architecture of {path}"
@@ -181,4 +151,5 @@ def _architecture(
     matrices = [tensor for tensor in state.values() if tensor.ndim == 2]
     if not matrices:
         raise ValueError(f"{path}: got no matrix, expected the last layer of {arch}; give another --arch")
-    return build(arch, input_shape, classes=len(matrices[-1]))
+    batch_norm = None if imported else any(key.endswith("running_var") for key in state)
+    return build(arch, input_shape, len(matrices[-1]), batch_norm=batch_norm)

@@ -53,6 +53,7 @@ class Engine:
         Args:
             sharded: those whose weights are dealt out over processes, which is collective; or the others.
         """
+        self.settle()
         like = [member for member in list(self._members.values()) if member.sharded == sharded]
         stale = [(member, sources) for member in like if (sources := member.changed()) is not None]
         if not stale:
@@ -60,6 +61,11 @@ class Engine:
         with undisturbed(stale[0][1][0].device):
             for stack, members in self._stacks(stale):
                 _advance(stack, members)
+
+    def settle(self) -> None:
+        """Do for every member what a load has left to do."""
+        for member in list(self._members.values()):
+            member.settle()
 
     def sweep(self, member: Tracker, sources: Sources) -> None:
         """Sweep one member, with the tensors at hand."""

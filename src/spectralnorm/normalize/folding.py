@@ -90,12 +90,20 @@ class FoldedNormalization(Normalization):
 
     def measure(self, *sources: Tensor) -> Lead:
         """As of one tensor, found anew if the layer was loaded; of shards, in a pass that has gathered both."""
-        loads = loads_of(self.pair[0])
-        if loads != self.loads:
-            self.loads, self._pending = loads, self._pending or "converge"
+        self._note_loads()
         if self.sharded or is_sharded(sources[0]):
             self._check_whole(sources)
         return super().measure(*sources)
+
+    def settle(self) -> None:
+        """As of one tensor, also where the layer alone was loaded."""
+        self._note_loads()
+        super().settle()
+
+    def _note_loads(self) -> None:
+        loads = loads_of(self.pair[0])
+        if loads != self.loads:
+            self.loads, self._pending = loads, self._pending or "converge"
 
     def converge(self, *sources: Tensor) -> None:
         """As of one tensor; never from shards."""

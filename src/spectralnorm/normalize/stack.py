@@ -48,8 +48,10 @@ class Stack:
         self._views: dict[tuple[Slots, int], _Views] = {}
         self.symbol = stacked(symbols)
         self._places = list(places)
-        # a weight in another layout or dtype is copied to be read: that copy serves one step
-        self._in_place = [symbol.weight.data_ptr() for symbol in symbols] == self._places
+        # a weight in another layout (channels_last) or dtype is copied to be read: that copy serves one step
+        self._in_place = [symbol.weight.data_ptr() for symbol in symbols] == self._places and all(
+            symbol.weight.is_contiguous() for symbol in symbols
+        )
 
     @classmethod
     def of(cls, members: Sequence[Member]) -> Stack:

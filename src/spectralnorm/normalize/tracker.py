@@ -156,26 +156,28 @@ class Tracker(nn.Module):
     def measure(self, *sources: Tensor) -> Lead:
         """The norm as the state knows it, and its derivative; the state moves first if it has to."""
         seen = self._seen
-        if seen.dealt is None and (
+        met = seen.dealt is None and (
             len(seen.sources) != len(sources)
             or any(
                 (there := ref()) is None or there.data_ptr() != source.data_ptr()
                 for ref, source in zip(seen.sources, sources, strict=True)
             )
-        ):  # compiled code passes aliases that do not outlive it: a parameter is kept in their place
+        )
+        if met:  # compiled code passes aliases that do not outlive it: a parameter is kept in their place
             seen.meet(sources)
-        alone = not seen.joined or self._pending is not None
-        if not seen.joined:
-            self.engine.join(self)
-            seen.joined = True
+        alone = not seen.joined or (met and self._pending is not None)
+        self._join()
+        if self._pending is not None and not alone:
+            self.engine.settle()  # all of a loaded model: its layers move together then, as they would have
         if self._pending is not None:
+            alone = True
             self._settle(sources)
         mark = self.mark_of(sources)
         if not self._attached:
             self.mark(sources)  # torch calls this while registering, with the weight just measured
         if self.moves and seen.mark != mark:
-            # layers of a copy, or of a loaded model, come one by one: those before have moved already; and in a
-            # forward pass of FSDP2 no weight but this one needs to be there
+            # layers of a copy, or with tensors just assigned, come one by one: those before have moved already;
+            # and in a forward pass of FSDP2 no weight but this one needs to be there
             if alone or (seen.dealt is not None and not is_sharded(sources[0])):
                 self.engine.sweep(self, sources)
             else:
@@ -184,6 +186,11 @@ class Tracker(nn.Module):
             self._lead_on(sources, mark)
         assert seen.lead is not None  # noqa: S101 - either the engine or `_lead_on` has set it
         return seen.lead
+
+    def _join(self) -> None:
+        if not self._seen.joined:
+            self.engine.join(self)
+            self._seen.joined = True
 
     def known(self) -> Sources | None:
         """The tensors last met, if they are all still there, and in one piece."""
@@ -203,6 +210,7 @@ class Tracker(nn.Module):
         """Note that a layer carries this tracker now, and that the state belongs to its weight."""
         self._attached = True
         self._pending = None
+        self._join()
         self._seen.meet(sources)
         self.mark(sources)
         if not self.sharded and distributed.is_available() and distributed.is_initialized():
@@ -239,6 +247,12 @@ class Tracker(nn.Module):
             best = nn.functional.one_hot(heights.argmax(), len(heights)).to(left)
             left = left * best[:, None, None]
         self._seen.lead = (heights.amax(), left, right)
+
+    def settle(self) -> None:
+        """Do what a load or an assignment has left to do, if the tensors are known."""
+        known = None if self._pending is None else self.known()
+        if known is not None:
+            self._settle(known)
 
     def _settle(self, sources: Sources) -> None:
         """Do at the first use after a copy, a load or an assignment what could not be done then."""
@@ -344,14 +358,15 @@ class Tracker(nn.Module):
         known = self._seen.known()
         replaced = bool(metadata.get("assign_to_params_buffers"))
         if complete:
-            self._pending = "check"
+            self._pending, self._seen.mark = "check", None
         elif replaced or known is None or self._seen.mark != self.mark_of(known):
             self._pending = "converge"
 
     def _apply(self, fn: Any, recurse: bool = True) -> Tracker:
         """Move devices and dtypes like any module, but never below float32: sigma would lose its digits."""
         precise = {name: b for name, b in self._buffers.items() if b is not None and b.is_floating_point()}
-        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]
+        # tensors of one axis, since memory formats are for images and kernels
+        super()._apply(lambda t: fn(t.reshape(-1)).view(t.shape), recurse)  # type: ignore[no-untyped-call]
         for name, before in precise.items():
             after = cast("Tensor", self._buffers[name])
             if after.dtype in (torch.float16, torch.bfloat16):

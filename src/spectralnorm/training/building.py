@@ -1,4 +1,4 @@
-"""What the architectures share: the check of an image's shape, a convolution with its BatchNorm."""
+"""What the architectures share: the check of an image's shape, a convolution alone and with its BatchNorm."""
 
 from __future__ import annotations
 
@@ -36,6 +36,30 @@ def check_image_shape(input_shape: Sequence[int]) -> tuple[int, int, int]:
     return shape
 
 
+def he_conv(channels: int, out: int, kernel: int, stride: int = 1, *, bias: bool) -> nn.Conv2d:
+    """Build a convolution with He's initialisation.
+
+    Args:
+        channels: Input channels.
+        out: Output channels.
+        kernel: Size of the square kernel, odd; the padding keeps the image's size.
+        stride: Along both axes.
+        bias: Whether it has one, zero at first.
+
+    Returns:
+        The layer, from (N, channels, H, W) to (N, out, H / stride, W / stride), rounded up.
+
+    Example:
+        >>> he_conv(3, 8, 5, bias=False)
+        Conv2d(3, 8, kernel_size=(5, 5), stride=(1, 1), padding=(2, 2), bias=False)
+    """
+    conv = nn.Conv2d(channels, out, kernel, stride, padding=kernel // 2, bias=bias)
+    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
+    if conv.bias is not None:
+        nn.init.zeros_(conv.bias)
+    return conv
+
+
 def add_conv(
     layers: OrderedDict[str, nn.Module],
     suffix: str,
@@ -63,10 +87,6 @@ def add_conv(
         >>> list(layers)
         ['conv1', 'bn1']
     """
-    conv = nn.Conv2d(channels, out, kernel, stride, padding=kernel // 2, bias=not batch_norm)
-    nn.init.kaiming_normal_(conv.weight, mode="fan_out", nonlinearity="relu")
-    if conv.bias is not None:
-        nn.init.zeros_(conv.bias)
-    layers[f"conv{suffix}"] = conv
+    layers[f"conv{suffix}"] = he_conv(channels, out, kernel, stride, bias=not batch_norm)
     if batch_norm:
         layers[f"bn{suffix}"] = nn.BatchNorm2d(out)

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 from torch import nn
 
 from spectralnorm.robustness.attacks import check_count
 
 from .building import check_image_shape
+from .imports import IMPORT_STRING, accepts, call_factory, import_attribute
+from .lenet import lenet
 from .resnet import resnet18, resnet20
 from .vgg import vgg16
+from .wide_resnet import wrn_16_4
 
 
 def small_cnn(
@@ -54,35 +58,82 @@ def small_cnn(
     return nn.Sequential(layers)
 
 
-MODELS: dict[str, Callable[[Sequence[int], int], nn.Module]] = {
+MODELS: dict[str, Callable[..., nn.Module]] = {
     "small-cnn": small_cnn,
+    "lenet": lenet,
+    "vgg16": vgg16,
     "resnet20": resnet20,
     "resnet18": resnet18,
-    "vgg16": vgg16,
+    "wrn-16-4": wrn_16_4,
 }
 
 
-def build(name: str, input_shape: Sequence[int], classes: int) -> nn.Module:
-    """Build a network by the name of its architecture, with that architecture's defaults.
+def build(
+    name: str, input_shape: Sequence[int], classes: int, *, batch_norm: bool | None = None, **options: Any
+) -> nn.Module:
+    """Build a network by the name of its architecture, or with a factory of your own.
 
     Args:
-        name: A key of `MODELS`: "small-cnn", "resnet20", "resnet18" or "vgg16".
+        name: A key of `MODELS`: "small-cnn", "lenet", "vgg16", "resnet20", "resnet18" or "wrn-16-4". Or an import
+            string, `package.module:factory`, of a module or of a callable that returns one. It is called with
+            (input_shape, classes) if it takes two positional arguments, else with none.
         input_shape: Shape of one image, (C, H, W).
         classes: Number of logits.
+        batch_norm: Whether the network has BatchNorms; None is the architecture's default. A factory of your own
+            gets it as a keyword argument, unless it is None.
+        options: Further keyword arguments of the architecture or the factory, such as `width` of "small-cnn".
 
     Returns:
-        A network from (N, C, H, W) to (N, classes).
+        A network from (N, C, H, W) to (N, classes), as far as it is one of the library's.
 
     Raises:
-        ValueError: If there is no architecture of that name.
+        ValueError: If there is no architecture of that name, or nothing fit to be called at the import string.
+        TypeError: If the architecture or factory has no such option.
+        RuntimeError: If your own factory raises.
 
     Example:
-        >>> len(build("small-cnn", (1, 28, 28), classes=10))
-        10
+        >>> len(build("small-cnn", (1, 28, 28), classes=10)), len(build("lenet", (1, 28, 28), 10, pool="max"))
+        (10, 12)
+        >>> build("resnet20", (1, 28, 28), classes=10, batch_norm=False).conv.bias.shape
+        torch.Size([16])
     """
-    if name not in MODELS:
-        raise ValueError(f"name: got {name!r}, expected one of {', '.join(MODELS)}; choose one of these")
-    return MODELS[name](input_shape, classes)
+    if batch_norm is not None:
+        options["batch_norm"] = batch_norm
+    if name in MODELS:
+        if not accepts(MODELS[name], input_shape, classes, **options):
+            raise TypeError(_untaken(name, options))
+        return MODELS[name](input_shape, classes, **options)
+    if not IMPORT_STRING.fullmatch(name):
+        raise ValueError(
+            f"name: got {name!r}, expected {', '.join(MODELS)} or package.module:factory; choose one of these"
+        )
+    return _imported(name, (input_shape, classes), options)
+
+
+def _imported(text: str, arguments: tuple[object, ...], options: Mapping[str, object]) -> nn.Module:
+    """Return the module an import string names, or what the factory it names returns."""
+    found = import_attribute(text)
+    if isinstance(found, nn.Module):
+        if options:
+            raise TypeError(_untaken(text, options))
+        return found
+    if not callable(found) or not (accepts(found, *arguments) or accepts(found)):
+        raise ValueError(
+            f"{text}: got a {type(found).__name__}, expected a torch.nn.Module, or a callable that takes "
+            "(input_shape, classes) or needs no argument, and returns one; write such a function"
+        )
+    for given in (arguments, ()):
+        if accepts(found, *given, **options):
+            return call_factory(text, found, *given, **options)
+    raise TypeError(_untaken(text, options))
+
+
+def _untaken(name: str, options: Mapping[str, object]) -> str:
+    given = ", ".join(f"{key}={value!r}" for key, value in options.items())
+    return (
+        f"{name}: got {given}, expected only keyword arguments that it takes; leave the others out, or write a "
+        "factory that takes them"
+    )
 
 
 def _quarter(size: int) -> int:

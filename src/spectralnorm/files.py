@@ -9,7 +9,7 @@ from pathlib import Path
 __all__ = ["check_folder", "write_atomically"]
 
 
-def write_atomically(path: str | Path, content: bytes | str) -> None:
+def write_atomically(path: str | Path, content: bytes | str, *, lasting: bool = False) -> None:
     """Write a file under a temporary name in its folder, then rename it; an old file is replaced at once.
 
     What exists and is no regular file, such as /dev/stdout, is written to directly.
@@ -17,6 +17,7 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
     Args:
         path: the file; its folder is made if it is missing.
         content: bytes, or text to encode as UTF-8.
+        lasting: whether to wait until the disk has it, so that it outlives a power cut.
 
     Raises:
         OSError: when the file cannot be written, naming it and its folder.
@@ -36,7 +37,11 @@ def write_atomically(path: str | Path, content: bytes | str) -> None:
         return
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
-        temporary.write_bytes(raw)
+        with temporary.open("wb") as file:
+            file.write(raw)
+            if lasting:
+                file.flush()
+                os.fsync(file.fileno())
         temporary.replace(path)
     except OSError as error:
         temporary.unlink(missing_ok=True)

@@ -1,0 +1,63 @@
+"""The result of a training run as a table of its layers, and in sentences."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.table import Table
+
+__all__ = ["training_summary", "training_table"]
+
+
+def training_table(result: Mapping[str, Any]) -> Table:
+    """Build the table: a row per layer.
+
+    Args:
+        result: what `spectralnorm.training.conduct.conduct` returns.
+
+    Returns:
+        The table of targets and size-free norms, with their proven upper ends where they were proven.
+    """
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("layer")
+    for heading in ("target", "true norm", "proven below"):
+        table.add_column(heading, justify="right")
+    for layer in result["layers"]:
+        name = layer["name"] + (f" + {layer['batchnorm']}" if layer["batchnorm"] else "")
+        table.add_row(name, _number(layer["target"]), _number(layer["norm"]), _number(layer["upper"]))
+    return table
+
+
+def training_summary(result: Mapping[str, Any], out: Path) -> list[str]:
+    """Say what came out, and where it is.
+
+    Args:
+        result: what `spectralnorm.training.conduct.conduct` returns.
+        out: folder of the run.
+
+    Returns:
+        Sentences.
+    """
+    settings, found = result["settings"], [f"Accuracy on the test images: {100 * result['test_accuracy']:.2f} %"]
+    if "proven_accuracy" in result:
+        found[0] += f", and {100 * result['proven_accuracy']:.2f} % with every layer's norm proven"
+    targets = [layer["target"] for layer in result["layers"]]
+    if targets and None not in targets:
+        product = math.prod(targets)
+        found.append(f"Product of the layers' targets: {product:.4g}.")
+    processes = "" if result["processes"] == 1 else f" on {result['processes']} processes"
+    return [
+        f"{found[0]}.",
+        *found[1:],
+        f"{result['steps']} steps in {result['seconds']:.0f} s{processes}.",
+        f"Logits were divided by a temperature of {result['temperature']:.3g}.",
+        f"{out}: model.pt (a plain {settings['arch']}'s state_dict), result.json, log.jsonl, checkpoint.pt.",
+    ]
+
+
+def _number(value: float | None) -> str:
+    return "-" if value is None else f"{value:.4f}"
