@@ -6,7 +6,7 @@ INSTALL := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c c
 # One thread: test workers with thread pools would fight for the cores, and the demo's nets are too small for more.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: setup demo test check soundness bench clean
+.PHONY: setup demo test check soundness kills bench clean
 
 setup: .venv/.installed
 
@@ -15,7 +15,7 @@ setup: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt | .venv/bin/python
 	@echo "Installing spectralnorm and what it needs into .venv (once, a few minutes)"
-	$(INSTALL) -e ".[cli,data,attacks,plot,dev]"
+	$(INSTALL) -e ".[cli,data,attacks,plot,train,dev]"
 	@touch $@
 
 .venv/.installed-bench: .venv/.installed
@@ -36,6 +36,9 @@ check: .venv/.installed
 
 soundness: .venv/.installed
 	$(BIN)/python tests/soundness.py
+
+kills: .venv/.installed
+	$(BIN)/python tests/kills.py
 
 bench: .venv/.installed-bench
 	$(BIN)/python benchmarks/estimators.py

@@ -14,9 +14,9 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from python2 import dumps
 
 from messages import check_says, complaint
-from python2 import dumps
 from spectralnorm.training.data import Dataset, cifar10, cifar100, load
 from spectralnorm.training.sources import cifar
 

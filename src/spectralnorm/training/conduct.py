@@ -115,6 +115,7 @@ def conduct(
         "steps": trainer.done,
         "seconds": trainer.seconds,
     }
+    team.leave()
     if team.writes:
         on_progress("measuring the final network", 1.0)
         result |= _final(settings, options, data, state["model"])

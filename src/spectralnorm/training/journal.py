@@ -35,17 +35,12 @@ class Journal:
     """
 
     def __init__(self, folder: Path, step: int, *, tensorboard: bool = False) -> None:
+        writer = _summary_writer() if tensorboard else None
         path = folder / "log.jsonl"
         kept = [record for record in records(path) if record["step"] <= step]
         write_atomically(path, "".join(json.dumps(record) + "\n" for record in kept))
+        self._events = None if writer is None else writer(str(folder / "tensorboard"), purge_step=step + 1)
         self._file = path.open("a", encoding="utf-8")
-        self._events: Any = None
-        if tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ImportError as error:
-                raise ImportError('--tensorboard needs TensorBoard: pip install "spectralnorm[train]"') from error
-            self._events = SummaryWriter(str(folder / "tensorboard"), purge_step=step + 1)
 
     def write(self, record: dict[str, Any]) -> None:
         """Add a record, with its step; it is in the file when this returns."""
@@ -61,6 +56,14 @@ class Journal:
         self._file.close()
         if self._events is not None:
             self._events.close()
+
+
+def _summary_writer() -> Any:
+    try:
+        from torch.utils.tensorboard import SummaryWriter
+    except ImportError as error:
+        raise ImportError('--tensorboard needs TensorBoard: pip install "spectralnorm[train]"') from error
+    return SummaryWriter
 
 
 def records(path: Path) -> list[dict[str, Any]]:

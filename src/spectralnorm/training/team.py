@@ -76,6 +76,12 @@ class Team:
         ids = [self.device.index] if self.device.type == "cuda" else None
         return DistributedDataParallel(model, device_ids=ids)
 
+    def leave(self) -> None:
+        """Go separate ways once all have come here: what is left to do, one does alone."""
+        if self.size > 1 and distributed.is_initialized():
+            distributed.barrier()
+            distributed.destroy_process_group()
+
 
 @contextmanager
 def joined(device: str) -> Iterator[Team]:
@@ -105,7 +111,8 @@ def joined(device: str) -> Iterator[Team]:
             raise
         raise LostProcessError(f"a process of the run was lost ({str(error).splitlines()[0]})") from error
     finally:
-        distributed.destroy_process_group()
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
 
 
 def _device(name: str, local: int) -> torch.device:

@@ -258,11 +258,20 @@ class Trainer:
 
     def _states(self) -> tuple[dict[str, Any], dict[str, Any]]:
         if not self._sharded:
-            return self.classifier.state_dict(), self.optimizer.state_dict()
+            return self.classifier.state_dict(), self._by_name(self.optimizer.state_dict())
         from torch.distributed.checkpoint.state_dict import StateDictOptions, get_state_dict
 
         options = StateDictOptions(full_state_dict=True, cpu_offload=True)
         return get_state_dict(self.classifier, self.optimizer, options=options)
+
+    def _by_name(self, state: dict[str, Any]) -> dict[str, Any]:
+        """The optimiser's state by the parameters' names, as that of sharded ones is, in place of their numbers."""
+        names = {parameter: name for name, parameter in self.classifier.named_parameters()}
+        known: dict[int, str] = {}
+        for group, packed in zip(self.optimizer.param_groups, state["param_groups"], strict=True):
+            known |= {i: names[p] for p, i in zip(group["params"], packed["params"], strict=True)}
+        groups = [{**group, "params": [known[i] for i in group["params"]]} for group in state["param_groups"]]
+        return {"state": {known[i]: value for i, value in state["state"].items()}, "param_groups": groups}
 
 
 def _check_logits(net: nn.Module, data: Dataset, device: torch.device) -> None:
