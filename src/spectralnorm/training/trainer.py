@@ -265,7 +265,7 @@ class Trainer:
         return get_state_dict(self.classifier, self.optimizer, options=options)
 
     def _by_name(self, state: dict[str, Any]) -> dict[str, Any]:
-        """The optimiser's state by the parameters' names, as that of sharded ones is, in place of their numbers."""
+        """The optimiser's state by the parameters' names, as that of sharded ones is, not by number."""
         names = {parameter: name for name, parameter in self.classifier.named_parameters()}
         known: dict[int, str] = {}
         for group, packed in zip(self.optimizer.param_groups, state["param_groups"], strict=True):
