@@ -2,9 +2,9 @@
 
     python benchmarks/processes.py [--images 12000] [--epochs 3] [--runs plain folded]
 
-The small CNN on Fashion-MNIST where it is installed, else on scikit-learn's digits, by `spectralnorm train` on the
-CPU, one thread a process; `plain` without BatchNorm, `folded` with each folded, whose statistics are each process's
-own. Asked: the same accuracy within 0.3 point.
+The small CNN on Fashion-MNIST where it is installed, else on scikit-learn's digits, by `spectralnorm train`
+on the CPU, one thread a process; `plain` without BatchNorm, `folded` with each folded, whose statistics are
+each process's own. Asked: the same accuracy within 0.3 point.
 """
 
 from __future__ import annotations

@@ -3,8 +3,8 @@
     python experiments/fashion_mnist/table.py
 
 The Lipschitz bound of a ResNet-20 is worked out here from its layers' proven norms: the stem, times
-(shortcut + conv1 conv2) of each block, times the mean over the last maps (1 / sqrt of their pixels), times the last
-layer; ReLU has 1. It is that of the logits before they are divided by the temperature, between L2 norms.
+(shortcut + conv1 conv2) of each block, times the mean over the last maps (1 / sqrt of their pixels), times
+the last layer; ReLU has 1. It is that of the logits before they are divided by the temperature, in L2 norms.
 """
 
 from __future__ import annotations
