@@ -299,3 +299,16 @@ def test_layers_of_a_model_move_as_they_would_alone() -> None:
         assert train_step(net, optimizers[0]) == pytest.approx(train_step(alone, optimizers[1]), rel=1e-4)
     for one, other in zip(net.parameters(), alone.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), 1e30])
+def test_weights_that_were_not_finite_for_a_while_are_held_again(bad: float) -> None:
+    net = sn.spectral_normalize(conv_net())
+    kept = [original(net[i]).detach().clone() for i in LAYERS]
+    for weights in (bad, None):
+        for _ in range(12):
+            with torch.no_grad():
+                for i, before in zip(LAYERS, kept, strict=True):
+                    original(net[i]).copy_(before) if weights is None else original(net[i]).fill_(weights)
+            net(images())
+    assert [size_free_norm(net[i]) for i in LAYERS] == pytest.approx([1.0] * 3, rel=1e-2)

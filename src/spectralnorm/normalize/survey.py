@@ -139,7 +139,8 @@ def survey(symbol: Symbol, x: Tensor, rounds: int, turn: int = 0) -> Tensor:
         e = rest / b[..., None].clamp_min(1e-30)
         c = lengths(symbol.unfold(symbol.read_adjoint(e), phases).flatten(2)).square()
         p, q, squares = _top(a, torch.where(b > 1e-5 * a, b, 0.0), c)
-        x.copy_(torch.where((p + q != 0)[..., None], normalised(p[..., None] * x + q[..., None] * e), x))
+        fine = (p + q != 0) & (p + q).isfinite()  # weights that are not finite for a step leave no trace
+        x.copy_(torch.where(fine[..., None], normalised(p[..., None] * x + q[..., None] * e), x))
     return squares.clamp_min(0).sqrt()
 
 
@@ -154,7 +155,8 @@ def _block(symbol: Symbol, x: Tensor, rounds: int) -> Tensor:
         energy = images.conj() @ images.mT
         values, vectors = torch.linalg.eigh(torch.where(energy.isfinite(), energy, 0.0))
         count = min(x.shape[1], values.shape[1])  # fewer in a layer of few rows
-        x[:, :count] = vectors.flip(2)[..., :count].mT @ basis
+        fresh = vectors.flip(2)[..., :count].mT @ basis
+        x[:, :count] = torch.where(fresh.isfinite(), fresh, x[:, :count])
         energies[:, :count] = values.flip(1)[:, :count]
     return energies.clamp_min(0).sqrt()
 

@@ -117,9 +117,9 @@ class Tracker(nn.Module):
         self.rested += 1
         if self.thorough:
             most = _SURVEY if self.heights.device.type == "cpu" else _SURVEY_BLIND
-            due = self.rested >= most or self.drift > _DRIFT
+            due = self.rested >= most or not self.drift <= _DRIFT  # also where it is no number
         else:
-            due = (self.turn + self.place) % _SURVEY_LARGE == 0 or self.drift > _DRIFT_LARGE
+            due = (self.turn + self.place) % _SURVEY_LARGE == 0 or not self.drift <= _DRIFT_LARGE
         if due:
             self.rested, self.drift = 0, 0.0
         return due
