@@ -69,7 +69,7 @@ def test_evaluating_changes_nothing(kind: str) -> None:
     one, other = (trainer(**KINDS[kind]) for _ in range(2))
     losses = []
     for loss in one.run():
-        one.test_accuracy()
+        one.accuracy()
         losses.append(loss)
         if len(losses) == 4:
             break
@@ -80,7 +80,7 @@ def test_a_run_learns() -> None:
     run = trainer(epochs=30, optimizer="adam", lr=5e-3)
     losses = steps(run, 90)
     assert sum(losses[-9:]) < 0.5 * sum(losses[:9])
-    assert run.test_accuracy() > 0.6
+    assert run.accuracy() > 0.6
     assert run.done == run.steps == 90
 
 

@@ -167,7 +167,7 @@ def _train(
         if done % every == 0:
             mean, hits = trainer.epoch_means()
             record = {"step": done, "epoch": epoch, "train_loss": mean, "train_accuracy": hits}
-            record |= {"test_accuracy": trainer.test_accuracy(), "seconds": trainer.seconds}
+            record |= {"test_accuracy": trainer.accuracy(), "seconds": trainer.seconds}
             record["temperature"] = trainer.classifier.temperature
             if journal is not None:
                 journal.write(record)

@@ -203,7 +203,7 @@ class Trainer:
         return torch.autocast(self.team.device.type, dtype, enabled=self.settings.amp != "none")
 
     @torch.no_grad()
-    def test_accuracy(self) -> float:
+    def accuracy(self) -> float:
         """Share of the test images that are classified right in eval mode; the processes share the work."""
         rows = self.team.share(torch.arange(len(self.data.test_x)))
         hits, most = 0, -(-len(self.data.test_x) // self.team.size)
