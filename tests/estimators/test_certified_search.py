@@ -152,7 +152,7 @@ def test_a_tight_tolerance_ends_little_wider_than_a_loose_one(max_cells: int) ->
             assert truth.lower <= bound.upper
         ratios += [width(tight) / width(loose) for loose, tight in itertools.pairwise(bounds)]
     assert sum(ratio <= 2.5 for ratio in ratios) >= 0.9 * len(ratios)
-    assert max(ratios) <= 40
+    assert max(ratios) <= 13  # the largest that was met at 180 other kernels
 
 
 def test_an_interval_as_narrow_as_asked_is_not_warned_of() -> None:

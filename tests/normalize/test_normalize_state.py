@@ -312,3 +312,14 @@ def test_weights_that_were_not_finite_for_a_while_are_held_again(bad: float) -> 
                     original(net[i]).copy_(before) if weights is None else original(net[i]).fill_(weights)
             net(images())
     assert [size_free_norm(net[i]) for i in LAYERS] == pytest.approx([1.0] * 3, rel=1e-2)
+
+
+def test_a_state_that_is_not_finite_is_found_anew_when_it_is_loaded() -> None:
+    state = trained().state_dict()
+    for name, value in state.items():
+        if name.endswith((".u", ".v", ".heights", ".grid")):
+            value.fill_(float("nan"))
+    net = sn.spectral_normalize(conv_net(seed=9))
+    net.load_state_dict(state)
+    for mode in (True, False):
+        assert [size_free_norm(net.train(mode)[i]) for i in LAYERS] == pytest.approx([1.0] * 3, rel=1e-3)

@@ -346,10 +346,11 @@ class Tracker(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, metadata: Any, *args: Any) -> None:
         """Weights that come with their state keep it bit for bit; weights without it reconverge."""
         complete = prefix + "_extra_state" in state_dict and all(
-            prefix + name in state_dict and state_dict[prefix + name].shape == self.get_buffer(name).shape
-            for name in _BUFFERS
+            _fits(state_dict.get(prefix + name), self.get_buffer(name)) for name in _BUFFERS
         )
-        if not complete:  # or of another release, whose states have other shapes
+        if (
+            not complete
+        ):  # or of another release, whose states have other shapes, or not finite
             for name in (*_BUFFERS, "_extra_state"):
                 state_dict.pop(prefix + name, None)
         missing = cast("list[str]", args[1])
@@ -372,6 +373,11 @@ class Tracker(nn.Module):
             if after.dtype in (torch.float16, torch.bfloat16):
                 self._buffers[name] = before.to(after.device)
         return self
+
+
+def _fits(found: Tensor | None, buffer: Tensor) -> bool:
+    """Whether a loaded tensor can be a state's buffer: of its shape, and finite."""
+    return found is not None and found.shape == buffer.shape and (found.is_meta or bool(found.isfinite().all()))
 
 
 def _cold(symbol: Symbol) -> tuple[Tensor, ...]:

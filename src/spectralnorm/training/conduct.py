@@ -98,12 +98,15 @@ def conduct(
     """
     on_progress("preparing the network", 0.0)
     start = team.told(_opened(settings, options, data) if team.writes else None)
+    if options.resume and start is None:
+        on_progress(f"no checkpoint in {options.out}: starting anew", 0.0)
     trainer = Trainer(settings, data, team)
     if start is not None:
         trainer.load_state(start)
     journal = Journal(options.out, trainer.done, tensorboard=options.tensorboard) if team.writes else None
     try:
-        _train(trainer, options, journal, on_progress, _print(data))
+        with torch.random.fork_rng(devices=range(torch.cuda.device_count())):  # each step seeds the global one
+            _train(trainer, options, journal, on_progress, _print(data))
     finally:
         if journal is not None:
             journal.close()

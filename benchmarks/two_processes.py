@@ -1,6 +1,6 @@
 """The same training run by one process and by two: its final accuracy, and its time.
 
-    python benchmarks/processes.py [--images 12000] [--epochs 3] [--runs plain folded]
+    python benchmarks/two_processes.py [--images 12000] [--epochs 3] [--runs plain folded]
 
 The small CNN on Fashion-MNIST where it is installed, else on scikit-learn's digits, by `spectralnorm train`
 on the CPU, one thread a process; `plain` without BatchNorm, `folded` with each folded, whose statistics are
@@ -45,7 +45,7 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=12_000)
     parser.add_argument("--epochs", type=int, default=3)
     parser.add_argument("--runs", nargs="+", choices=RUNS, default=list(RUNS))
-    parser.add_argument("--out", type=Path, default=RESULTS / "processes.json")
+    parser.add_argument("--out", type=Path, default=RESULTS / "two_processes.json")
     args = parser.parse_args()
     data = "fashion-mnist" if DEBIAN_FASHION_MNIST.is_dir() else "digits"
     shared = ("--data", data, "--images", str(args.images), "--epochs", str(args.epochs), "--optimizer", "adam")
