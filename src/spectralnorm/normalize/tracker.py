@@ -348,9 +348,7 @@ class Tracker(nn.Module):
         complete = prefix + "_extra_state" in state_dict and all(
             _fits(state_dict.get(prefix + name), self.get_buffer(name)) for name in _BUFFERS
         )
-        if (
-            not complete
-        ):  # or of another release, whose states have other shapes, or not finite
+        if not complete:  # or of another release, whose states have other shapes, or not finite
             for name in (*_BUFFERS, "_extra_state"):
                 state_dict.pop(prefix + name, None)
         missing = cast("list[str]", args[1])
