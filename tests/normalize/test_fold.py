@@ -241,6 +241,24 @@ def test_gradients_equal_finite_differences(kind: str, mode: str) -> None:
         assert slope == pytest.approx((values[0] - values[1]) / 2e-5, rel=1e-4, abs=1e-5)
 
 
+def test_the_slope_in_gamma_stays_true_where_a_gamma_falls_to_nothing_in_one_step() -> None:
+    """The singular vectors lag by a step there, and what is left of the channel in them is not small."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8))
+    with torch.no_grad():
+        net[1].weight.fill_(1.0)
+    net = fold(net)
+    settle(net[1])
+    with torch.no_grad():
+        original(net[1])[3] = 1e-10
+    grad = torch.autograd.grad(net[1].weight.sum(), original(net[1]))[0]
+    twin = fold(nn.Sequential(nn.Conv2d(8, 8, 3), nn.BatchNorm2d(8)))
+    twin.load_state_dict(net.state_dict())
+    sn.refresh(twin)
+    true = torch.autograd.grad(twin[1].weight.sum(), original(twin[1]))[0]
+    torch.testing.assert_close(grad, true, rtol=0.05, atol=0.05)
+
+
 def test_through_norm_false_takes_the_norm_for_a_constant() -> None:
     net = fold(pair("conv"), through_norm=False)
     gamma = net[1].weight
@@ -297,7 +315,7 @@ class Read(nn.Module):
         return self.after(self.norm(y))
 
 
-HOWS = ("conv read twice", "conv called twice", "norm called twice", "something between", "untraceable")
+HOWS = ("conv read twice", "conv called twice", "norm called twice", "something between")
 
 
 @pytest.mark.parametrize("how", HOWS)
@@ -322,6 +340,13 @@ def test_pairs_name_what_torch_fx_cannot_see() -> None:
     net = sn.spectral_normalize(Read("untraceable"), pairs=[("conv", "norm")])
     assert size_free_norm(nn.Sequential(net.conv, net.norm)) == pytest.approx(1.0, rel=1e-3)
     assert size_free_norm(net.after) == pytest.approx(1.0, rel=1e-3)
+
+
+def test_a_model_that_torch_fx_cannot_trace_is_refused_with_the_reason() -> None:
+    net = Read("untraceable")
+    message = complaint(ValueError, lambda: sn.spectral_normalize(net, fold_batchnorm=True))
+    check_says(message, "fold_batchnorm=True", "torch.fx cannot trace Read", "TraceError", "pairs=[")
+    assert not any(parametrize.is_parametrized(module) for module in net.modules())
 
 
 def test_without_folding_the_warning_says_that_batchnorm_undoes_the_constraint() -> None:
@@ -349,6 +374,8 @@ BAD_PAIRS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "a norm twice": ([("0", "1"), ("3", "1")], ("twice",)),
     "other axes": ([("7", "1")], ("BatchNorm2d", "0 spatial axes", "BatchNorm1d")),
     "names only": (("0", "1"), ("no list of pairs", "('conv1', 'bn1')")),
+    "a number": (5, ("no list of pairs",)),
+    "numbers": ([1, 2], ("no list of pairs",)),
     "three names": ([("0", "1", "2")], ("no list of pairs",)),
 }
 

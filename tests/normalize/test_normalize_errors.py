@@ -39,6 +39,24 @@ def test_other_numbers_are_targets(target: Any) -> None:
     assert float(sn.spectral_norm(layer)) == pytest.approx(2.0, rel=1e-3)
 
 
+@pytest.mark.parametrize(
+    ("target", "dtype"),
+    [(1e39, torch.float32), (1e-46, torch.float32), (1e6, torch.float16), ({"0": 1.0, "*": 1e-30}, torch.float16)],
+)
+def test_a_target_that_the_weights_cannot_have(target: Any, dtype: torch.dtype) -> None:
+    net = conv_net().to(dtype)
+    message = complaint(ValueError, lambda: sn.spectral_normalize(net, target=target))
+    check_says(message, "target=1e", "beyond float", "expected")
+    assert not any(parametrize.is_parametrized(module) for module in net.modules())
+
+
+@pytest.mark.parametrize("name", ["fold_batchnorm", "through_norm"])
+@pytest.mark.parametrize("value", ["no", 1, None])
+def test_switches_are_true_or_false(name: str, value: Any) -> None:
+    message = complaint(ValueError, lambda: sn.spectral_normalize(conv_net(), **{name: value}))
+    check_says(message, f"{name}={value!r}", "True or False")
+
+
 @pytest.mark.parametrize("mode", ["Hard", "clip", "", None, 1, ["hard"]])
 def test_unknown_mode(mode: Any) -> None:
     message = complaint(ValueError, lambda: sn.spectral_normalize(conv_net(), mode=mode))

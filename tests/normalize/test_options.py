@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -82,6 +83,7 @@ BAD_TARGETS: dict[str, tuple[dict[Any, Any], tuple[str, ...]]] = {
     "a pattern that fits nothing": ({"conv*": 1.0, "*": 1.0}, ("'conv*' fits no layer", "0, 2, 5")),
     "zero": ({"0": 0.0, "*": 1.0}, ("target['0']=0.0", "above 0")),
     "NaN": ({"*": math.nan}, ("target['*']=nan", "finite")),
+    "a key that is a number": ({0: 1.0}, ("key 0", "names or patterns")),
     "text": ({"*": "1"}, ("target['*']='1'", "finite number")),
 }
 
@@ -116,6 +118,12 @@ def test_the_product_of_certified_norms_stays_within_the_budget() -> None:
 def test_bad_budgets(budget: Any) -> None:
     message = complaint(ValueError, lambda: sn.spectral_normalize(conv_net(), budget=budget))
     check_says(message, f"budget={budget!r}", "finite number above 0")
+
+
+@pytest.mark.parametrize("target", [torch.ones(2), np.ones(2), [1.0]])
+def test_a_target_that_is_no_number_beside_a_budget(target: Any) -> None:
+    message = complaint(ValueError, lambda: sn.spectral_normalize(conv_net(), target=target, budget=2.0))
+    check_says(message, "target=", "finite number")
 
 
 @pytest.mark.parametrize("target", [2.0, {"*": 1.0}])

@@ -76,7 +76,7 @@ def audit(
     shape = None if input_shape is None else check_input_shape(input_shape)
     rows: list[AuditRow] = []
     with reading(model) as modes, torch.no_grad():
-        pairs = batchnorm_pairs(model)
+        pairs = _pairs(model)
         layers, skipped = _layers(model, set(pairs.values()))
         seen = {} if shape is None else shapes_seen(model, layers, shape)
 
@@ -94,6 +94,14 @@ def audit(
         norms = [name for row in rows if is_batchnorm(model.get_submodule(name := row.batchnorm or row.name))]
         training = tuple(name for name in norms if modes[model.get_submodule(name)])
     return Audit(tuple(rows), tuple(skipped), shape, training)
+
+
+def _pairs(model: nn.Module) -> dict[str, str]:
+    """Layers with the BatchNorm that alone reads them; none where that cannot be traced."""
+    try:
+        return batchnorm_pairs(model)
+    except ValueError:
+        return {}
 
 
 def _layers(model: nn.Module, folded: set[str]) -> tuple[dict[str, nn.Module], list[Skipped]]:

@@ -33,15 +33,17 @@ def _convolves(layer: nn.Module) -> bool:
 def batchnorm_pairs(model: nn.Module) -> dict[str, str]:
     """The linear layers whose output goes to one BatchNorm and nowhere else, so that the two act as one map.
 
-    A layer or BatchNorm that is called twice makes no pair, nor does a model that torch.fx cannot trace. A Linear
-    makes none, nor does another layer without spatial axes: a BatchNorm behind it may scale another axis than the
-    one it writes.
+    A layer or BatchNorm that is called twice makes no pair. A Linear makes none, nor does another layer without
+    spatial axes: a BatchNorm behind it may scale another axis than the one it writes.
 
     Args:
         model: any module, in eval mode: weights are read.
 
     Returns:
         Name of the layer to name of the BatchNorm, as in `model.named_modules()`.
+
+    Raises:
+        ValueError: for a model that torch.fx cannot trace, with the reason it gives.
 
     Example:
         >>> net = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 8, 3))
@@ -50,8 +52,11 @@ def batchnorm_pairs(model: nn.Module) -> dict[str, str]:
     """
     try:  # on a copy that shares the parameters: a forward may write to its module
         graph = _Tracer().trace(copy.deepcopy(model, {id(p): p for p in model.parameters()}))
-    except Exception:  # whatever a user's forward does to a proxy
-        return {}
+    except Exception as error:  # whatever a user's forward does to a proxy
+        raise ValueError(
+            f"torch.fx cannot trace {type(model).__name__}, to see what feeds what: {type(error).__name__}, "
+            f"{' '.join(str(error).split()):.300}"
+        ) from error
     modules = dict(model.named_modules())
     calls = [node for node in graph.nodes if node.op == "call_module"]
     count = Counter(str(node.target) for node in calls)

@@ -16,7 +16,7 @@ from spectralnorm.normalize.engine import Engine
 from spectralnorm.normalize.folding import FoldedNormalization
 from spectralnorm.normalize.fsdp import register, reshard
 from spectralnorm.normalize.initial import check_orthogonal, orthogonal_
-from spectralnorm.normalize.options import check_options, targets_of
+from spectralnorm.normalize.options import check_in_range, check_options, check_switches, targets_of
 from spectralnorm.normalize.parametrization import Normalization, SpectralNormalization
 from spectralnorm.normalize.scaling import Rule
 from spectralnorm.normalize.sites import Site, check_pairs, check_whole, find_sites, is_normalizable, normalised
@@ -84,6 +84,7 @@ def spectral_normalize(
         1.0
     """
     check_options(target, mode, method, budget, init)
+    check_switches(fold_batchnorm=fold_batchnorm, through_norm=through_norm)
     if not isinstance(model_or_layer, nn.Module):
         raise TypeError(f"spectral_normalize expected a torch.nn.Module, got {type(model_or_layer).__name__}.")
     taken = dict.fromkeys(name or "the layer itself" for name, *_ in normalised(model_or_layer))
@@ -95,12 +96,14 @@ def spectral_normalize(
     reshard(model_or_layer)
     if fold_batchnorm or pairs is not None:
         check_whole(model_or_layer)
-    folded = batchnorm_pairs(model_or_layer) if fold_batchnorm and pairs is None else {}
+    folded = _traced_pairs(model_or_layer) if fold_batchnorm and pairs is None else {}
     folded = folded if pairs is None else check_pairs(model_or_layer, pairs)
     sites = find_sites(model_or_layer, folded)
     if not sites:
         _refuse(model_or_layer)
-    targets = targets_of([site.name for site in sites], target, budget)
+    names = [site.name for site in sites]
+    targets = targets_of(names, target, budget)
+    check_in_range(names, [site.dtype for site in sites], targets)
     if init == "orthogonal":
         for each in (check_orthogonal, orthogonal_):  # all are checked before one is set
             for site in sites:
@@ -112,6 +115,19 @@ def spectral_normalize(
         attach(site, normalisation)
     _warn_of_others(model_or_layer, sites, fold=fold_batchnorm)
     return model_or_layer
+
+
+def _traced_pairs(model: nn.Module) -> dict[str, str]:
+    """The layers to fold a BatchNorm into, as torch.fx sees them."""
+    if not any(map(is_batchnorm, model.modules())):
+        return {}
+    try:
+        return batchnorm_pairs(model)
+    except ValueError as error:
+        raise ValueError(
+            f"fold_batchnorm=True: {error}. Expected a model that it can trace; name "
+            "pairs=[(layer, batchnorm), ...] instead."
+        ) from error
 
 
 def _prepare(sites: Sequence[Site], rules: Sequence[Rule]) -> list[Normalization]:

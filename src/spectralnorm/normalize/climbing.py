@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
-from spectralnorm.estimators.ascent import Tracks, sweep
-from spectralnorm.estimators.tracked import frequency_step
+from spectralnorm.estimators.ascent import Tracks, power_sweep, sweep
+from spectralnorm.estimators.tracked import Tracked, frequency_step
 from spectralnorm.normalize.stack import TRACKS, Stack
 from spectralnorm.normalize.survey import peaks, survey
 from spectralnorm.operators.fourier import Symbol
@@ -16,7 +17,7 @@ from spectralnorm.operators.fourier import Symbol
 if TYPE_CHECKING:
     from spectralnorm.normalize.tracker import Tracker
 
-__all__ = ["ahead", "climb", "look"]
+__all__ = ["ahead", "climb", "cold", "look"]
 
 _STILL = 1e-4  # relative gain of a sweep at which a climb ends
 _MOST = 8  # sweeps a step in a small model at most,
@@ -82,6 +83,17 @@ def ahead(member: Tracker, symbol: Symbol) -> tuple[Tensor, Tensor, Tensor]:
         leaders.basis[:, 0, 0],
         symbol.fold(_right(symbol, leaders), _phases(symbol, leaders)),
     )
+
+
+def cold(symbol: Symbol) -> tuple[Tensor, ...]:
+    """Converged tracks, the leaders first, as `power_sweep` leaves them."""
+    symbol = symbol.plain()
+    tracks, _ = Tracked(tracks=2 * TRACKS).climb(symbol, None, 1e-3)
+    tracks = tracks.take(tracks.distinct(TRACKS))
+    largest = symbol.largest()  # heights are squared: keep them in range
+    x, v, w, height, folded = power_sweep(symbol.over(largest), *tracks.start(), lambda _, w: w)
+    anywhere = torch.full_like(v, math.prod(v.shape[2:]) ** -0.5)  # where the kernel answers with zero
+    return x, torch.where(height[..., None, None] > 0, v, anywhere), w, height * largest, folded
 
 
 def _phases(symbol: Symbol, tracks: Tracks) -> Tensor:

@@ -98,7 +98,9 @@ def clip_singular_values(
 
 def _layers(model: nn.Module, input_shape: Sequence[int] | int | None) -> dict[str, nn.Module]:
     """The layers to clip by name: the one given, or those of a model."""
-    if not isinstance(model, nn.Module) or has_operator(model):
+    if not isinstance(model, nn.Module):
+        raise TypeError(f"clip_singular_values expected a torch.nn.Module, got {type(model).__name__}.")
+    if has_operator(model):
         return {"": model}
     layers = {name: module for name, module in model.named_modules() if is_normalizable(module)}
     if not layers:

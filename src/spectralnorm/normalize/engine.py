@@ -7,6 +7,7 @@ all of them, and each kernel is still read in place.
 from __future__ import annotations
 
 import itertools
+import threading
 import weakref
 from collections import defaultdict
 from collections.abc import Sequence
@@ -37,11 +38,15 @@ class Engine:
 
     It holds its members weakly, and neither copies nor pickles them: a copied layer joins the engine of its
     copy when it is first used.
+
+    Attributes:
+        lock: held while a state is asked for or moved.
     """
 
     def __init__(self) -> None:
         self._members: weakref.WeakValueDictionary[int, Tracker] = weakref.WeakValueDictionary()
         self._last: list[Stack] = []  # of the last step
+        self.lock = threading.RLock()
 
     def join(self, member: Tracker) -> None:
         """Add a layer; joining twice is harmless."""
@@ -116,8 +121,19 @@ def _advance(stack: Stack, members: Sequence[Member]) -> None:
     for (member, sources), part, wanted in zip(members, parts, due, strict=True):
         if wanted and not first.thorough:
             climb(Stack.of([(member, sources)]), member, found=look(member, part))
+    if parts[0].weight.device.type == "cpu":  # elsewhere the question would stop the stream
+        _weigh(stack.strays(members))
+    for member, sources in members:
         member.turn += 1
         member.mark(sources)
+
+
+def _weigh(strays: Sequence[Member]) -> None:
+    """Look anew for the norms of kernels that have grown or shrunk beyond what their scale was chosen for."""
+    for member, sources in strays:
+        if member.weigh(sources):
+            alone = Stack.of([(member, sources)])
+            climb(alone, member, found=look(member, alone.symbol.parts[0]))
 
 
 def _glide(stack: Stack, first: Tracker) -> bool:

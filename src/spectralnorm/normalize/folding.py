@@ -62,15 +62,15 @@ class FoldedNormalization(Normalization):
         """The scaled gamma; in training, the state first moves if weight, gamma or statistics have changed."""
         weight, norm = cast("Tensor", self.pair[0].weight), self.pair[1]
         sigma, left, right, variance = self._look(weight, gamma)
-        if not self.rule.through_norm:
+        if not (self.rule.through_norm and torch.is_grad_enabled()):
             return gamma * factor(sigma, self.rule)[0].to(gamma.dtype)
-        scale = (gamma.detach() * (variance + norm.eps).rsqrt()).to(sigma.dtype).reshape(left.shape[0], 1, -1)
-        energy = sigma * self._energy(left, right)  # of each channel in u^H K^(w) v, which is linear in gamma
+        inverse = (variance + norm.eps).rsqrt().to(sigma.dtype)  # (c,)
+        slope = self._slope(weight, left, right) * inverse  # of sigma = u^H K^(w) v, which is linear in gamma
+        scale = (gamma.detach().to(sigma.dtype) * inverse).reshape(left.shape[0], 1, -1)
         if self.on_columns:
             right = (right.unflatten(2, (scale.shape[2], -1)) * scale[..., None]).flatten(2)
         else:
             left = left * scale
-        slope = energy / torch.where(gamma == 0, 1.0, gamma.detach()).to(sigma.dtype)
         one = torch.ones_like(slope[None, :1, None])
         linear = plain_norm_of if transformed() else norm_of
         found = linear(sigma, (weight, left, right), (gamma, slope[None, None], one))
@@ -148,22 +148,24 @@ class FoldedNormalization(Normalization):
         variance = cast("Tensor", self.pair[1].running_var)
         return (*mark, (variance._version, variance.data_ptr())) if self.sharded else mark
 
-    def _energy(self, left: Tensor, right: Tensor) -> Tensor:
-        """(c,) |u_i|^2, or |v_j|^2 over the components of the columns; zero outside the leading group."""
-        if not self.on_columns:
-            return left.square().sum(1).flatten()
-        leads = (left.square().sum((1, 2)) > 0).to(right)
-        taps = right.unflatten(2, (-1, self._layout.positions.shape[0]))
-        each = taps[..., self._first_taps].square().sum((1, 3))  # a component's taps all repeat its v
-        energy: Tensor = (each * leads[:, None]).flatten()
-        return energy
+    def _slope(self, weight: Tensor, left: Tensor, right: Tensor) -> Tensor:
+        """(c,) Re(conj(u_i) (K^(w) v)_i) of the rows without their scales, or the same of the columns.
 
-    @property
-    def _first_taps(self) -> list[int]:
-        known = self._layout.component.tolist()
-        return [known.index(component) for component in range(self._layout.components)]
+        From the kernel as it is: sigma |u_i|^2 / gamma_i is the same once u has settled, but blows up where a
+        gamma has just come near zero and u has not followed.
 
-    def scales(self, sources: Sources) -> tuple[Tensor | None, Tensor | None]:
+        Returns:
+            One number a channel.
+        """
+        flat = weight.detach().to(left.dtype).reshape(*self.blocks[:2], -1)  # (g, rows, c_in/g * taps)
+        if self.on_columns:
+            each = (right * (left @ flat)).sum(1).unflatten(1, (self.blocks[2], -1)).sum(2)
+        else:
+            each = (left * (right @ flat.mT)).sum(1)
+        slope: Tensor = each.flatten()
+        return slope
+
+    def folded_scales(self, sources: Sources) -> tuple[Tensor | None, Tensor | None]:
         """Gamma / sqrt(var + eps) for the rows, or for the columns."""
         _, gamma, variance = (source.detach() for source in sources)
         scale = gamma.double() * (variance.double() + self.pair[1].eps).rsqrt()

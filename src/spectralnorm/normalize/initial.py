@@ -45,7 +45,8 @@ def orthogonal_(site: Site) -> None:
         tap = block
         for k in weight.shape[2:]:
             tap = tap.select(2, k // 2)
-        tap.copy_(nn.init.orthogonal_(torch.empty(tap.shape, device=weight.device)))
+        precise = torch.promote_types(weight.dtype, torch.float32)  # a QR of half precision is not to be had
+        tap.copy_(nn.init.orthogonal_(torch.empty(tap.shape, dtype=precise, device=weight.device)))
     weight.copy_(fresh)
 
 

@@ -56,7 +56,8 @@ def scale_weight(weight: Tensor, sigma: Tensor, left: Tensor, right: Tensor, rul
         rule: what to bring the norm to.
 
     Returns:
-        The scaled weight, twice differentiable with respect to `weight`.
+        The scaled weight. It may be differentiated twice with respect to `weight`, the second time at fixed
+        singular vectors, as PyTorch's `spectral_norm` has it: how these turn with the weight is left out.
     """
     if not rule.through_norm:
         return weight * factor(sigma, rule)[0].to(weight.dtype)

@@ -52,6 +52,12 @@ class Site:
     pair: tuple[nn.Module, BatchNorm] | None = None
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the tensor that is scaled."""
+        tensor = getattr(self.layer, self.tensor)  # None of a BatchNorm without affine parameters
+        return self.operator.weight.dtype if tensor is None else cast("torch.dtype", tensor.dtype)
+
+    @property
     def on_columns(self) -> bool:
         """Whether the BatchNorm's channels are the columns of the symbol."""
         return self.pair is not None and isinstance(as_operator(self.pair[0]), TransposedConvOperator)
@@ -193,10 +199,12 @@ def check_plain(layer: nn.Module, tensor: str, name: str, *, operator: bool = Tr
     """Raise a ValueError unless a layer's tensor is a plain parameter, which its operator shares."""
     owner = f"{name or type(layer).__name__}.{tensor}"
     if parametrize.is_parametrized(layer, tensor):
-        others = ", ".join(type(p).__name__ for p in parametrizations_of(layer, tensor))
+        found = parametrizations_of(layer, tensor)
+        ours = all(isinstance(part, Normalization) for part in found)
+        cure = "spectralnorm.remove_spectral_norm" if ours else "nn.utils.parametrize.remove_parametrizations"
         raise ValueError(
-            f"{owner} is already parametrised by {others}; expected a plain weight. "
-            "Bake that in first with torch.nn.utils.parametrize.remove_parametrizations."
+            f"{owner} is already parametrised by {', '.join(type(part).__name__ for part in found)}; expected a "
+            f"plain weight. Bake that in first with {cure}."
         )
     plain = layer._parameters.get(tensor, layer._buffers.get(tensor))
     if plain is None or (operator and not is_sharded(plain) and not _same(as_operator(layer).weight, plain)):
@@ -209,6 +217,10 @@ def check_plain(layer: nn.Module, tensor: str, name: str, *, operator: bool = Tr
 @torch.no_grad()
 def _same(one: Tensor, other: Tensor) -> bool:
     return one.shape == other.shape and bool((one == other.to(one.dtype)).all())
+
+
+def _is_list(thing: object) -> bool:
+    return isinstance(thing, Sequence) and not isinstance(thing, str)
 
 
 def check_pairs(model: nn.Module, pairs: Sequence[tuple[str, str]]) -> dict[str, str]:
@@ -224,7 +236,7 @@ def check_pairs(model: nn.Module, pairs: Sequence[tuple[str, str]]) -> dict[str,
     Raises:
         ValueError: for a name the model lacks, a layer that cannot be normalised, or a name that occurs twice.
     """
-    if isinstance(pairs, str) or any(isinstance(pair, str) or len(pair) != 2 for pair in pairs):
+    if not (_is_list(pairs) and all(_is_list(pair) and len(pair) == 2 for pair in pairs)):
         raise ValueError(f"pairs={pairs!r:.60} is no list of pairs; expected such as [('conv1', 'bn1')].")
     modules, found = dict(model.named_modules()), dict(pairs)
     names = [name for pair in pairs for name in pair]

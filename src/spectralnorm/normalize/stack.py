@@ -26,6 +26,8 @@ __all__ = ["TRACKS", "Member", "Slots", "Sources", "Stack"]
 
 TRACKS = 4  # of each group; the first leads
 
+_FAR = 2.0**24  # a height beyond, or below one over it: fourth powers are near the end of float32's range
+
 Sources = tuple[Tensor, ...]  # what a symbol is made of: the weight first
 Member = tuple["Tracker", Sources]
 Slots = tuple[tuple[int, int], ...]  # which of a group's tracks: ranges of them
@@ -40,6 +42,10 @@ class Stack:
         members: layers with equal `stack_key`.
         symbols: theirs.
         places: addresses of their weights, where those are read in place.
+
+    Attributes:
+        symbol: all of them as one.
+        leaders: (g,) heights of the last step, over 2^exponent.
     """
 
     def __init__(self, members: Sequence[Tracker], symbols: Sequence[Symbol], places: Sequence[int] = ()) -> None:
@@ -48,6 +54,8 @@ class Stack:
         self._views: dict[tuple[Slots, int], _Views] = {}
         self.symbol = stacked(symbols)
         self._places = list(places)
+        self._exponents = [member.exponent for member in members]
+        self.leaders = self._own[0][0].new_zeros(0)
         # a weight in another layout (channels_last) or dtype is copied to be read: that copy serves one step
         self._in_place = [symbol.weight.data_ptr() for symbol in symbols] == self._places and all(
             symbol.weight.is_contiguous() for symbol in symbols
@@ -108,9 +116,10 @@ class Stack:
             ref() is member
             and sources[0].data_ptr() == place
             and member.turn == turn
+            and member.exponent == exponent
             and all(member._buffers[name] is buffer for name, buffer in zip(_NAMES, own, strict=True))
-            for (member, sources), ref, place, own in zip(
-                members, self._members, self._places, self._own, strict=True
+            for (member, sources), ref, place, exponent, own in zip(
+                members, self._members, self._places, self._exponents, self._own, strict=True
             )
         )
 
@@ -120,6 +129,8 @@ class Stack:
         torch._foreach_copy_(views.inner, views.outer)
         # weights that were not finite for a while leave tracks that are not: start those from zero
         u, w, v, heights = (views.work[name].nan_to_num_(0.0, 0.0, 0.0) for name in _NAMES)
+        if self._units is not None:
+            heights = heights / self._units
         return torch.view_as_complex(u), w.clone(), torch.view_as_complex(v)[:, None], heights.clone()
 
     def store(self, slots: Slots, tracks: tuple[Tensor, ...], lead: tuple[Tensor, Tensor]) -> None:
@@ -134,6 +145,8 @@ class Stack:
         """
         basis, v, w, height = tracks
         views = self._view(slots, basis.shape[2])
+        self.leaders = height[:, 0].clone()
+        height = height if self._units is None else height * self._units
         for name, value in zip(_NAMES, (torch.view_as_real(basis), w, torch.view_as_real(v), height), strict=True):
             views.work[name].copy_(value)
         torch._foreach_copy_(views.outer, views.inner)
@@ -144,6 +157,24 @@ class Stack:
             there = member()
             if there is not None:
                 there.lead(leaders[span], left[span, :, :rows], right[span, :, :columns])
+
+    def strays(self, members: Sequence[Member]) -> list[Member]:
+        """Those whose leaders' heights, as they were swept, are so far from one that their squares lose digits."""
+        low, high = torch.aminmax(self.leaders)
+        if float(low) > 1 / _FAR and float(high) < _FAR:
+            return []
+        far = ~((self.leaders > 1 / _FAR) & (self.leaders < _FAR))
+        return [pair for pair, span in zip(members, self.symbol.spans, strict=True) if bool(far[span].any())]
+
+    @cached_property
+    def _units(self) -> Tensor | None:
+        """What heights are over while they are swept (g, 1); None where that is one for all."""
+        if not any(self._exponents):
+            return None
+        units = self._own[0][0].new_ones(self.symbol.groups, 1)
+        for exponent, span in zip(self._exponents, self.symbol.spans, strict=True):
+            units[span] = 2.0**exponent
+        return units
 
     @cached_property
     def _spans(self) -> list[tuple[weakref.ref[Tracker], slice, int, int]]:

@@ -5,141 +5,62 @@ The state moves once each time the weight has changed, in training only; asking 
 
 from __future__ import annotations
 
-import math
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, distributed, nn
 
-from spectralnorm.estimators.ascent import lengths, power_sweep
-from spectralnorm.estimators.tracked import Tracked
-from spectralnorm.normalize.climbing import ahead
+from spectralnorm.estimators.ascent import lengths
+from spectralnorm.normalize.climbing import ahead, cold
 from spectralnorm.normalize.engine import Engine
 from spectralnorm.normalize.fingerprint import OUTDATED, TRUSTED, alike, fingerprint
 from spectralnorm.normalize.opaque import enlist
 from spectralnorm.normalize.seen import Lead, Mark, Seen
-from spectralnorm.normalize.stack import TRACKS, Slots, Sources, Stack
-from spectralnorm.normalize.survey import frequencies, random_vectors, survey
-from spectralnorm.operators.base import Operator, compute_dtype, undisturbed
+from spectralnorm.normalize.stack import Sources, Stack
+from spectralnorm.normalize.state import BUFFERS, State, fits
+from spectralnorm.normalize.survey import random_vectors, survey
+from spectralnorm.operators.base import Operator, undisturbed
 from spectralnorm.operators.fourier import Symbol
 from spectralnorm.operators.shards import is_sharded
-from spectralnorm.operators.symbols import symbol_of
 
 if TYPE_CHECKING:
     from torch.distributed.tensor import DTensor
 
 __all__ = ["Tracker"]
 
-_SURVEY = 10  # steps between surveys in a small model at most; sooner where heights have moved
-_DRIFT = 0.02  # by this share in all; and each
-_SURVEY_BLIND = 3  # steps where that is not known, since asking would stop a GPU's stream;
-_DRIFT_LARGE = 0.1  # or by this share in all
 _SURVEY_COLD = 4  # rounds of the first survey
-_SURVEY_LARGE = 100  # in a large model, where each layer has its own turn
-_ROTATION = 7  # steps per sweep of a track beside the leader in a large model; odd, for the halves to alternate
-_BUFFERS = ("u", "v", "w", "heights", "grid")
+_COUNTERS = 3  # in the extra state, before the fingerprint
 
 
-class Tracker(nn.Module):
+class Tracker(State):
     """The size-free spectral norm of one layer, followed through training.
 
-    Buffers (complex numbers as a last axis of 2; slot 0 of the m tracks leads its group): `u` (g, m, 3, rows, 2),
-    each track's left vector, last direction and residual; `v` (g, c_in/g, components, 2), the leaders' right
-    vectors; `w` (g, m, axes), frequencies; `heights` (g, m); `grid` (g, F, rows, 2), a vector for each frequency
-    that a survey looks at. The norm is the highest leader's height.
+    What it has found is its state; this class knows which weight that belongs to, and when it has to move.
 
     Attributes:
-        sweeps: sweeps per change of the weight.
         engine: moves the states of all layers of a model together.
-        place: of the layer in its model: large layers are surveyed in turn by it.
-        thorough: whether a step sweeps every track, and surveys come often, or it does the least that keeps up.
-        turn: how often the state has moved.
-        rested: moves since the last survey.
-        drift: share by which heights have moved since then.
-        blocks: (g, rows, c_in/g, taps), shape of the symbol's weight.
         handle: what compiled code calls the tracker by.
     """
-
-    u: Tensor
-    v: Tensor
-    w: Tensor
-    heights: Tensor
-    grid: Tensor
 
     def __init__(
         self, operator: Operator, engine: Engine, *, place: int = 0, sweeps: int = 1, thorough: bool = True
     ) -> None:
-        super().__init__()
         symbol = operator.symbol()
-        self.engine, self.place, self.sweeps, self.thorough, self.turn = engine, place, sweeps, thorough, 0
-        self.rested, self.drift = 0, 0.0
-        self.blocks = tuple(symbol.weight.shape)
-        self._layout = symbol.layout
-        self._key = (str(self._layout.positions.tolist()), str(self._layout.component.tolist()), sweeps)
+        super().__init__(symbol, place=place, sweeps=sweeps, thorough=thorough)
+        self.engine = engine
         self._seen = Seen()
         # at the next use: "check" after a copy, "converge" after a write, "fresh" where processes run side by side
         self._pending: str | None = None
         self._print: tuple[float, ...] = ()  # fingerprint of the sources the state belongs to
         self._attached = False
         self.handle = enlist(self)
-        with torch.inference_mode(False):
-            self._allocate(operator.weight)
         self._converge(symbol)
-
-    def _allocate(self, weight: Tensor) -> None:
-        groups, rows, columns, _ = self.blocks
-        axes, components = self._layout.axes, self._layout.components
-        points = len(frequencies(self._layout.degrees))
-        shapes = ((TRACKS, 3, rows, 2), (columns, components, 2), (TRACKS, axes), (TRACKS,), (points, rows, 2))
-        for name, shape in zip(_BUFFERS, shapes, strict=True):
-            zeros = torch.zeros((groups, *shape), dtype=compute_dtype(weight), device=weight.device)
-            self.register_buffer(name, zeros)
-
-    def symbol(self, sources: Sources) -> Symbol:
-        """The symbol of these tensors, detached, on their device; the first is the weight."""
-        weight = sources[0].detach().to(self.heights.dtype)
-        return symbol_of(weight, self.blocks, self._layout.on(weight.device), *self.scales(sources))
-
-    def scales(self, sources: Sources) -> tuple[Tensor | None, Tensor | None]:
-        """Factors of the symbol's rows and columns, where something is folded into the weight."""
-        del sources
-        return None, None
 
     def stack_key(self, sources: Sources) -> tuple[Any, ...]:
         """Layers with equal keys can be swept together."""
-        phase = self.turn % (_ROTATION * (TRACKS - 1))
         dealt = self._seen.dealt
         processes = None if dealt is None else (dealt.weight.device_mesh, dealt.weight.placements)
-        return (self._key, self.heights.dtype, sources[0].device, self.thorough, phase, processes)
-
-    def wants_survey(self) -> bool:
-        """Whether a survey is due now; if so, the count starts anew."""
-        self.rested += 1
-        if self.thorough:
-            most = _SURVEY if self.heights.device.type == "cpu" else _SURVEY_BLIND
-            due = self.rested >= most or not self.drift <= _DRIFT  # also where it is no number
-        else:
-            due = (self.turn + self.place) % _SURVEY_LARGE == 0 or not self.drift <= _DRIFT_LARGE
-        if due:
-            self.rested, self.drift = 0, 0.0
-        return due
-
-    def halves(self) -> tuple[bool, bool]:
-        """Whether the next step in a large model computes K^(w)^H x, and whether K^(w) v: they take turns."""
-        rest = self.turn % _ROTATION
-        both = rest == 0 or self.sweeps > 1  # another track comes along, or several sweeps are asked for
-        return both or rest % 2 == 1, both or rest % 2 == 0
-
-    def slots(self) -> Slots:
-        """The tracks the next step sweeps in a large model: the leaders, and at times one other in rotation."""
-        turn, rest = divmod(self.turn, _ROTATION)
-        other = 1 + turn % (TRACKS - 1)
-        return ((0, 1),) if rest else ((0, 1), (other, other + 1))
-
-    @property
-    def sigma(self) -> Tensor:
-        """The norm of the unscaled weight, as of the last move of the state."""
-        return self.heights[:, 0].amax()
+        return (self._key, self.heights.dtype, sources[0].device, self.thorough, self.phase, processes)
 
     @property
     def moves(self) -> bool:
@@ -154,7 +75,17 @@ class Tracker(nn.Module):
     # -- the weight ---------------------------------------------------------------------------------
 
     def measure(self, *sources: Tensor) -> Lead:
-        """The norm as the state knows it, and its derivative; the state moves first if it has to."""
+        """The norm as the state knows it, and its derivative; the state moves first if it has to.
+
+        Threads wait for each other here: a state that two of them moved at once would be of neither's weights.
+
+        Returns:
+            Sigma, and its singular vectors.
+        """
+        with self.engine.lock:
+            return self._measure(sources)
+
+    def _measure(self, sources: Sources) -> Lead:
         seen = self._seen
         met = seen.dealt is None and (
             len(seen.sources) != len(sources)
@@ -212,6 +143,7 @@ class Tracker(nn.Module):
         self._pending = None
         self._join()
         self._seen.meet(sources)
+        self.weigh(sources)
         self.mark(sources)
         if not self.sharded and distributed.is_available() and distributed.is_initialized():
             # DDP may be about to write the first process's weights, but not its state, into this one
@@ -262,6 +194,8 @@ class Tracker(nn.Module):
         if not same and pending != "check":
             self.converge(*sources)
             same = True
+        else:
+            self.weigh(sources)
         if same:
             self.mark(sources)
 
@@ -284,15 +218,19 @@ class Tracker(nn.Module):
     def _lead_on(self, sources: Sources, mark: Mark) -> None:
         """Work out the lead from the state as it is or, in eval on a weight changed since, from where it leads."""
         with undisturbed(sources[0].device):
+            current = self._seen.mark == mark
+            if not current:
+                self.weigh(sources)
             symbol, v = self.symbol(sources), torch.view_as_complex(self.v)
-            if self._seen.mark == mark:
+            if current:
                 folded = symbol.fold(v, symbol.layout.phases(self.w[:, 0]))
                 heights, left = self.heights[:, 0].clone(), torch.view_as_complex(self.u[:, 0, 0].clone())
             elif float(lengths(v.flatten(1)).min()) > 0.999:
                 heights, left, folded = ahead(self, symbol)
+                heights = heights * 2.0**self.exponent
             else:  # averaged buffers, or a kernel that was zero: no unit vectors to go by
-                x, _, _, height, fresh = _cold(symbol)
-                heights, left, folded = height[:, 0], x[:, 0], fresh[:, 0]
+                x, _, _, height, fresh = cold(symbol)
+                heights, left, folded = height[:, 0] * 2.0**self.exponent, x[:, 0], fresh[:, 0]
             self.lead(heights, torch.view_as_real(left).mT, torch.view_as_real(folded.flatten(1)).mT)
             self._seen.lead_mark = mark
 
@@ -301,18 +239,19 @@ class Tracker(nn.Module):
     def converge(self, *sources: Tensor) -> None:
         """Find the state of a weight from cold."""
         with undisturbed(sources[0].device):
+            self.weigh(sources)
             self._converge(self.symbol(sources))
 
     def _converge(self, symbol: Symbol) -> None:
         with undisturbed(symbol.weight.device):
-            symbol = symbol.to(self.heights.dtype)
-            x, v, w, height, folded = _cold(symbol)
+            symbol = symbol.to(self.heights.dtype).plain()
+            x, v, w, height, folded = cold(symbol)
             self.u.zero_()
             self.heights.zero_()
             basis = torch.stack([x, torch.zeros_like(x), torch.zeros_like(x)], 2)
             slots = ((0, w.shape[1]),)
             self.grid.copy_(random_vectors(self.grid))
-            survey(symbol, torch.view_as_complex(self.grid), _SURVEY_COLD)
+            survey(symbol.over(symbol.largest()), torch.view_as_complex(self.grid), _SURVEY_COLD)
             Stack([self], [symbol]).store(slots, (basis, v[:, 0], w, height), (x[:, 0], folded[:, 0]))
         self.turn, self.rested, self.drift = 0, 0, 0.0
 
@@ -324,8 +263,16 @@ class Tracker(nn.Module):
 
     def set_extra_state(self, state: Tensor) -> None:
         """Take up where a checkpoint left off."""
-        turn, rested, self.drift, *known = state.tolist()
-        self.turn, self.rested, self._print = int(turn), int(rested), tuple(known)
+        turn, rested, drift, *known = state.tolist()
+        self.turn, self.rested, self.drift, self._print = int(turn), int(rested), drift, tuple(known)
+
+    def _apply(self, fn: Any, recurse: bool = True) -> Tracker:
+        """As of any state; what `to_empty` makes of one on the meta device is found anew."""
+        was_meta = self.heights.is_meta
+        super()._apply(fn, recurse)
+        if was_meta and not self.heights.is_meta:
+            self._pending = "converge"
+        return self
 
     def __getstate__(self) -> dict[str, Any]:
         pending = "converge" if self._pending == "converge" else "check"
@@ -345,11 +292,11 @@ class Tracker(nn.Module):
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, metadata: Any, *args: Any) -> None:
         """Weights that come with their state keep it bit for bit; weights without it reconverge."""
-        complete = prefix + "_extra_state" in state_dict and all(
-            _fits(state_dict.get(prefix + name), self.get_buffer(name)) for name in _BUFFERS
+        complete = _counts(state_dict.get(prefix + "_extra_state")) and all(
+            fits(state_dict.get(prefix + name), self.get_buffer(name)) for name in BUFFERS
         )
         if not complete:  # or of another release, whose states have other shapes, or not finite
-            for name in (*_BUFFERS, "_extra_state"):
+            for name in (*BUFFERS, "_extra_state"):
                 state_dict.pop(prefix + name, None)
         missing = cast("list[str]", args[1])
         super()._load_from_state_dict(state_dict, prefix, metadata, *args)
@@ -361,29 +308,7 @@ class Tracker(nn.Module):
         elif replaced or known is None or self._seen.mark != self.mark_of(known):
             self._pending = "converge"
 
-    def _apply(self, fn: Any, recurse: bool = True) -> Tracker:
-        """Move devices and dtypes like any module, but never below float32: sigma would lose its digits."""
-        precise = {name: b for name, b in self._buffers.items() if b is not None and b.is_floating_point()}
-        # tensors of one axis, since memory formats are for images and kernels
-        super()._apply(lambda t: fn(t.reshape(-1)).view(t.shape), recurse)  # type: ignore[no-untyped-call]
-        for name, before in precise.items():
-            after = cast("Tensor", self._buffers[name])
-            if after.dtype in (torch.float16, torch.bfloat16):
-                self._buffers[name] = before.to(after.device)
-        return self
 
-
-def _fits(found: Tensor | None, buffer: Tensor) -> bool:
-    """Whether a loaded tensor can be a state's buffer: of its shape, and finite."""
-    return found is not None and found.shape == buffer.shape and (found.is_meta or bool(found.isfinite().all()))
-
-
-def _cold(symbol: Symbol) -> tuple[Tensor, ...]:
-    """Converged tracks, the leaders first, as `power_sweep` leaves them."""
-    symbol = symbol.plain()
-    tracks, _ = Tracked(tracks=2 * TRACKS).climb(symbol, None, 1e-3)
-    tracks = tracks.take(tracks.distinct(TRACKS))
-    largest = symbol.largest()  # heights are squared: keep them in range
-    x, v, w, height, folded = power_sweep(symbol.over(largest), *tracks.start(), lambda _, w: w)
-    anywhere = torch.full_like(v, math.prod(v.shape[2:]) ** -0.5)  # where the kernel answers with zero
-    return x, torch.where(height[..., None, None] > 0, v, anywhere), w, height * largest, folded
+def _counts(extra: object) -> bool:
+    """Whether a loaded extra state begins with counters."""
+    return isinstance(extra, Tensor) and fits(extra[:_COUNTERS], extra.new_empty(_COUNTERS))
