@@ -51,6 +51,14 @@ def test_other_normalisations(tmp_path: Path, method: str) -> None:
     assert "parametrizations" not in str(list(torch.load(tmp_path / "model.pt", weights_only=True)["state_dict"]))
 
 
+def test_a_network_that_has_not_learnt_is_called_so(tmp_path: Path) -> None:
+    """A temperature of 0.01 makes gradients a hundred times larger."""
+    done = run("train", *QUICK, "--temperature", "0.001", "--lr", "0.1", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert result_of(tmp_path)["test_accuracy"] < 0.15
+    check_says(done.stdout, "guessing", "Lower lr", "--optimizer adam")
+
+
 def test_folded_layers_are_listed_with_their_batchnorm(tmp_path: Path) -> None:
     done = run("train", *QUICK, "--batch-norm", "--target", "1.5", "--out", tmp_path)
     assert done.exit_code == 0, done.output
@@ -151,7 +159,7 @@ def test_more_bad_data(tmp_path: Path) -> None:
         (("--arch", "resnet"), ("'resnet'", "resnet20")),
         (("--arch", "torch.nn:Identity"), ("logits", "(2, 10)")),
         (("--normalize", "spectral"), ("normalize", "tracked")),
-        (("--config", "none.toml"), ("none.toml",)),
+        (("--config", "none.toml"), ("--config: got none.toml", "no file")),
         (("--out", "/dev/null/run"), ("/dev/null/run", "folder")),
         (("--device", "tpu"), ("device", "'tpu'")),
         (("--budget", "2", "--normalize", "tracked", "--target", "-1"), ("target",)),

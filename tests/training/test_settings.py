@@ -63,6 +63,7 @@ def test_flags_go_before_the_file(tmp_path: Path) -> None:
     [
         ("epochs =", ("TOML", "correct it")),
         ("epoch = 3", ("unknown setting epoch", "epochs")),
+        ("learning_rate = 0.1", ("unknown setting learning_rate", "did you mean lr?")),
         ("epochs = 0", ("at least 1",)),
     ],
 )

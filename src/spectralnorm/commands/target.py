@@ -151,5 +151,7 @@ def _architecture(
     matrices = [tensor for tensor in state.values() if tensor.ndim == 2]
     if not matrices:
         raise ValueError(f"{path}: got no matrix, expected the last layer of {arch}; give another --arch")
-    batch_norm = None if imported else any(key.endswith("running_var") for key in state)
+    batch_norm: bool | None = any(key.endswith("running_var") for key in state)
+    if imported and not (batch_norm and accepts(found, input_shape, 2, batch_norm=True)):
+        batch_norm = None
     return build(arch, input_shape, len(matrices[-1]), batch_norm=batch_norm)

@@ -90,6 +90,8 @@ def settings_from(given: dict[str, Any], config: Path | None, out: Path, *, resu
         return Settings(**{**before.to_dict(), **given})  # what differs is refused with the checkpoint at hand
     table: dict[str, Any] = {}
     if config is not None:
+        if not config.is_file():
+            raise ValueError(f"--config: got {config}, which is no file; check the path")
         try:
             table = tomllib.loads(config.read_text(encoding="utf-8"))
         except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -50,6 +50,11 @@ def training_summary(result: Mapping[str, Any], out: Path) -> list[str]:
         product = math.prod(targets)
         found.append(f"Product of the layers' targets: {product:.4g}.")
     processes = "" if result["processes"] == 1 else f" on {result['processes']} processes"
+    if _by_chance(result):
+        found.append(
+            "No more than guessing would get: the network has not learnt. Lower lr, by as much as the temperature "
+            "is below 1; or take --optimizer adam --lr 0.001, a larger target, or --init orthogonal."
+        )
     return [
         f"{found[0]}.",
         *found[1:],
@@ -57,6 +62,13 @@ def training_summary(result: Mapping[str, Any], out: Path) -> list[str]:
         f"Logits were divided by a temperature of {result['temperature']:.3g}.",
         f"{out}: model.pt (a plain {settings['arch']}'s state_dict), result.json, log.jsonl, checkpoint.pt.",
     ]
+
+
+def _by_chance(result: Mapping[str, Any]) -> bool:
+    """Whether the accuracy is within two standard deviations of guessing, or below."""
+    chance = 1 / result["classes"]
+    spread = math.sqrt(chance * (1 - chance) / result["test_images"])
+    return bool(result["test_accuracy"] <= chance + 2 * spread)
 
 
 def _number(value: float | None) -> str:

@@ -115,6 +115,8 @@ def conduct(
         "settings": settings.to_dict(),
         "processes": team.size,
         "device": team.device.type,
+        "classes": data.classes,
+        "test_images": len(data.test_x),
         "steps": trainer.done,
         "seconds": trainer.seconds,
     }

@@ -65,7 +65,7 @@ def load(name: str, data_dir: str | Path | None = None, seed: int = 0) -> Datase
     is_folder = bool(name) and Path(name).is_dir()
     if not is_folder and not IMPORT_STRING.fullmatch(name):
         raise ValueError(
-            f"name: got {name!r}, expected one of {', '.join(readers)}, or a folder that exists, or "
+            f"data: got {name!r}, expected one of {', '.join(readers)}, or a folder that exists, or "
             "package.module:function; choose one of these"
         )
     if data_dir is not None:

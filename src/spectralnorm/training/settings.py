@@ -15,6 +15,7 @@ __all__ = ["Settings"]
 NORMALIZERS = ("none", "pytorch", "penalty", "power", "exact", "tracked")
 ADVERSARIES = ("none", "fgsm", "pgd", "trades")
 OPTIMIZERS = ("sgd", "adam", "adamw")
+_OTHER_NAMES = {"learning_rate": "lr", "dataset": "data", "model": "arch", "wd": "weight_decay"}
 AUGMENTATIONS = ("none", "flip", "crop", "crop-flip")
 
 
@@ -66,7 +67,7 @@ class Settings:
     schedule: str = _setting("cosine", "Of the learning rate, after the warm-up.", choices=("cosine", "constant"))
     warmup: float = _setting(1.0, "Epochs in which the learning rate rises from 0.", least=0)
     label_smoothing: float = _setting(0.0, "Share of the label spread over all classes.", least=0, below=1)
-    temperature: float = _setting(1.0, "Logits are divided by it; nets of small norm need 0.1 or less.", above=0)
+    temperature: float = _setting(1.0, "Divides the logits; small norms need 0.1 or less, and less lr.", above=0)
     learn_temperature: bool = _setting(False, "Train the temperature too.")
     augment: str = _setting("none", "Random shifts by an eighth, and mirrored images.", choices=AUGMENTATIONS)
     amp: str = _setting("none", "Mixed precision.", choices=("none", "bf16", "fp16"))
@@ -105,7 +106,7 @@ class Settings:
         known = [each.name for each in fields(cls)]
         for name in given:
             if name not in known:
-                near = difflib.get_close_matches(name, known, 1)
+                near = [_OTHER_NAMES[name]] if name in _OTHER_NAMES else difflib.get_close_matches(name, known, 1)
                 cure = f"; did you mean {near[0]}?" if near else ""
                 raise ValueError(
                     f"{where}: got an unknown setting {name}, expected one of {', '.join(known)}{cure}"
