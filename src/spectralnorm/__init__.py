@@ -13,8 +13,11 @@ from spectralnorm.estimators import (
     Separated,
     Tracked,
 )
+from spectralnorm.layers.blocks import GroupSort, InvertibleDownsampling, L2NormPool, MaxMin
 from spectralnorm.measure import singular_values, spectral_norm
 from spectralnorm.network.audit import Audit, audit
+from spectralnorm.network.lipschitz import lipschitz
+from spectralnorm.network.rules.registry import register_lipschitz_rule
 from spectralnorm.normalize import (
     clip_singular_values,
     plain_state_dict,
@@ -39,6 +42,10 @@ __all__ = [
     "Flattened",
     "FlattenedBound",
     "Gram",
+    "GroupSort",
+    "InvertibleDownsampling",
+    "L2NormPool",
+    "MaxMin",
     "Power",
     "Separated",
     "Tracked",
@@ -46,9 +53,11 @@ __all__ = [
     "audit",
     "clip_singular_values",
     "evaluate",
+    "lipschitz",
     "parametrizations",
     "plain_state_dict",
     "refresh",
+    "register_lipschitz_rule",
     "register_operator",
     "remove_spectral_norm",
     "singular_values",
