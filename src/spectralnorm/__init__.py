@@ -28,6 +28,8 @@ from spectralnorm.normalize import (
     step,
 )
 from spectralnorm.operators.registry import as_operator, register_operator
+from spectralnorm.robustness.certifier import Certifier
+from spectralnorm.robustness.certify import Certification, certified_radius, certify
 from spectralnorm.robustness.evaluate import Evaluation, evaluate
 
 __version__ = "0.1.0"
@@ -35,7 +37,9 @@ __version__ = "0.1.0"
 __all__ = [
     "Audit",
     "Bound",
+    "Certification",
     "Certified",
+    "Certifier",
     "Estimator",
     "Evaluation",
     "Exact",
@@ -51,6 +55,8 @@ __all__ = [
     "Tracked",
     "as_operator",
     "audit",
+    "certified_radius",
+    "certify",
     "clip_singular_values",
     "evaluate",
     "lipschitz",

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import Tensor, fx, nn
 
 from spectralnorm.network.lipschitz_table import NodeBound
@@ -26,7 +27,9 @@ from spectralnorm.operators.transposed import TransposedConvOperator
 
 __all__ = ["Interpretation"]
 
-_FACTS = ("size", "dim", "ndimension", "numel", "nelement", "is_floating_point")  # of a shape, not of values
+# what tells of a tensor's shape and dtype, not of its values
+_FACTS = ("size", "dim", "ndimension", "numel", "nelement", "is_floating_point", "new_zeros", "new_ones")
+_FACTS_BY_FUNCTION = (torch.zeros_like, torch.ones_like, torch.is_floating_point)
 _ATTRIBUTES = ("shape", "ndim", "dtype", "device")
 _FOLDABLE = (ConvOperator, DenseOperator, TransposedConvOperator)
 NAMED = (TypeError, ValueError, MemoryError)  # errors of rules and measurements, which say where they come from
@@ -44,6 +47,7 @@ class Interpretation(fx.Interpreter):
     Attributes:
         bounds: per node that depends on the input, its Lipschitz constant as a map of that.
         rows: one per call that does.
+        entries: per node of a constant tensor, its number of entries.
     """
 
     def __init__(
@@ -54,6 +58,7 @@ class Interpretation(fx.Interpreter):
         self.measure, self.min_variance = measure, min_variance
         self.bounds: dict[fx.Node, float] = {}
         self.rows: list[NodeBound] = []
+        self.entries: dict[fx.Node, int] = {}
         self._folded = _batchnorm_pairs(root, graph)  # BatchNorm to the layer before it
         self._shapes: dict[fx.Node, tuple[int, ...]] = {}  # of what those layers read
 
@@ -72,7 +77,9 @@ class Interpretation(fx.Interpreter):
             self.bounds[n] = 1.0
         elif n.op == "output" and depending:
             self.bounds[n] = self.bounds[depending[0]]
-        elif depending and not _is_fact(n):
+        elif not depending and isinstance(result, Tensor):
+            self.entries[n] = result.numel()
+        elif depending and not _is_fact(n, depending):
             inputs = tuple(tensor for node in depending for tensor in _tensors(self.env[node]))
             call = Call(_name(n), self._target(n), args, kwargs, inputs, result, self.measure, self.min_variance)
             with _naming(call):
@@ -203,11 +210,15 @@ def _batchnorm_pairs(root: nn.Module, graph: fx.Graph) -> dict[fx.Node, fx.Node]
     return pairs
 
 
-def _is_fact(n: fx.Node) -> bool:
-    """Whether a node tells something of a tensor that does not depend on its values."""
+def _is_fact(n: fx.Node, depending: Sequence[fx.Node]) -> bool:
+    """Whether a node, an argument of which depends on the input, does not itself."""
     if n.op == "call_method":
-        return n.target in _FACTS
-    return n.op == "call_function" and n.target is getattr and n.args[1] in _ATTRIBUTES
+        as_another = (
+            n.target in ("to", "type_as") and n.args[0] not in depending
+        )  # a constant in the input's dtype
+        return n.target in _FACTS or as_another
+    attribute = n.target is getattr and n.args[1] in _ATTRIBUTES
+    return n.op == "call_function" and (attribute or n.target in _FACTS_BY_FUNCTION)
 
 
 def _name(n: fx.Node) -> str:

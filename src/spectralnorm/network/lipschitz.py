@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from spectralnorm.network.layer_norms import LayerNorms
 from spectralnorm.network.lipschitz_table import NodeBound, NodeTable
 from spectralnorm.network.plain import plain_copy
 from spectralnorm.network.probe import check_input_shape, reading
-from spectralnorm.network.tracing import trace
+from spectralnorm.network.tracing import MODEL, trace
 from spectralnorm.operators.base import undisturbed
 
 __all__ = ["Analysis", "analyse", "lipschitz"]
@@ -34,23 +35,34 @@ class Analysis:
     """A network's graph with the bounds of its nodes.
 
     Attributes:
-        plain: a copy of the model that computes the same from plain tensors, in eval mode.
-        graph: its operations; names of modules begin with "model.", the copy.
+        root: holds, as `model`, a copy of the model that computes the same from plain tensors, in eval mode.
+        graph: the root's operations.
         bounds: Lipschitz constants of the nodes as maps of the input; nodes that do not depend on it are left out.
-        rows: a row per call.
+        rows: a row per call that depends on the input.
+        entries: numbers of entries of the nodes that are constant tensors.
         example: the input it was run on, (1, *input_shape).
     """
 
-    plain: nn.Module
+    root: nn.Module
     graph: fx.Graph
     bounds: dict[fx.Node, float]
     rows: tuple[NodeBound, ...]
+    entries: dict[fx.Node, int]
     example: Tensor
 
     @property
     def bound(self) -> float:
         """The network's constant; 0 where the output does not depend on the input."""
         return self.bounds.get(self.output, 0.0)
+
+    @property
+    def plain(self) -> nn.Module:
+        """The copy of the model."""
+        return self.root.get_submodule(MODEL)
+
+    def exact(self) -> nn.Module:
+        """A copy that computes in float64 from the same weights."""
+        return copy.deepcopy(self.plain).double()
 
     @property
     def output(self) -> fx.Node:
@@ -120,11 +132,19 @@ def lipschitz(
         lower, upper = 0.0, math.inf
     else:
         upper = found.bound
-        with undisturbed(found.example.device):
-            below = jacobian_norm(found.plain.double(), found.example.double())
-        lower = max(0.0, below - _ROUNDING * upper) if math.isfinite(upper) else 0.0
+        lower = _below(found) if math.isfinite(upper) else 0.0
     value = torch.tensor(found.bound, dtype=torch.float64)
     return Bound(value, lower, upper, "lipschitz", {**stats, "seconds": time.perf_counter() - started})
+
+
+def _below(found: Analysis) -> float:
+    """The constant from below; 0 where the network does not run in float64."""
+    try:
+        with undisturbed(found.example.device):
+            norm = jacobian_norm(found.exact(), found.example.double())
+    except (RuntimeError, TypeError):  # it makes float32 tensors itself
+        return 0.0
+    return max(0.0, norm - _ROUNDING * found.bound)
 
 
 def analyse(
@@ -154,14 +174,14 @@ def analyse(
     pair = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0)).to(weight)
     with reading(model), undisturbed(weight.device):
         expected = _run(model, pair, shape)
-        plain = plain_copy(model)
-        root, graph = trace(plain)
+        root, graph = trace(plain_copy(model))
         interpretation = Interpretation(
             root, graph, LayerNorms(certified=certified, rtol=float(rtol)), min_variance
         )
         output = interpretation.run(pair[:1].clone())
         _check_same(model, output, expected)
-    return Analysis(plain, graph, interpretation.bounds, tuple(interpretation.rows), pair[:1])
+    rows = tuple(interpretation.rows)
+    return Analysis(root, graph, interpretation.bounds, rows, interpretation.entries, pair[:1])
 
 
 def _run(model: nn.Module, pair: Tensor, shape: tuple[int, ...]) -> Tensor:
