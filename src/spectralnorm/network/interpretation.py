@@ -72,7 +72,7 @@ class Interpretation(fx.Interpreter):
         args, kwargs = self.fetch_args_kwargs_from_env(n)
         depending = [node for node in _nodes_in((n.args, n.kwargs)) if node in self.bounds]
         before = [(tensor, tensor._version) for tensor in _tensors((args, kwargs))]
-        result = super().run_node(n)
+        result = self._run(n)
         if n.op == "placeholder":
             self.bounds[n] = 1.0
         elif n.op == "output" and depending:
@@ -86,6 +86,24 @@ class Interpretation(fx.Interpreter):
                 self._bound(n, call, [self.bounds[node] for node in depending])
                 self._check_writes(n, call, [tensor for tensor, version in before if tensor._version != version])
         return result
+
+    def _run(self, n: fx.Node) -> Any:
+        """Run one node.
+
+        Returns:
+            Its value.
+
+        Raises:
+            ValueError: where it cannot be computed for a batch of one.
+        """
+        try:
+            return super().run_node(n)
+        except Exception as error:  # the model itself ran on two inputs
+            said = str(error).strip().split("\n", maxsplit=1)[0][:120]
+            raise ValueError(
+                f"{_name(n)}: it does not run on a batch of one input ({type(error).__name__}: {said}); expected "
+                "a model that takes batches of any size in eval mode"
+            ) from error
 
     def _bound(self, n: fx.Node, call: Call, terms: Sequence[float]) -> None:
         """Bound a call by the bounds of its inputs; a layer with a BatchNorm behind it waits for that one."""

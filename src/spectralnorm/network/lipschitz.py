@@ -14,7 +14,6 @@ from torch import Tensor, fx, nn
 
 from spectralnorm.bound import Bound
 from spectralnorm.measure import check_tolerance
-from spectralnorm.network import rules
 from spectralnorm.network.interpretation import Interpretation
 from spectralnorm.network.jacobian import jacobian_norm
 from spectralnorm.network.layer_norms import LayerNorms
@@ -26,7 +25,6 @@ from spectralnorm.operators.base import undisturbed
 
 __all__ = ["Analysis", "analyse", "lipschitz"]
 
-REGISTERED = rules.__all__  # importing them registers the rules of PyTorch's operations
 _ROUNDING = 1e-8  # of the upper bound: more than a float64 backward pass rounds
 
 

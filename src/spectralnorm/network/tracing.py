@@ -6,7 +6,7 @@ from torch import Tensor, fx, nn
 
 from spectralnorm.network.rules.registry import has_rule
 
-__all__ = ["MODEL", "trace"]
+__all__ = ["MODEL", "Tracer", "trace"]
 
 MODEL = "model"  # the attribute of the traced root that holds the model
 
@@ -24,10 +24,11 @@ class _Root(nn.Module):
         return result
 
 
-class _Tracer(fx.Tracer):
+class Tracer(fx.Tracer):
     """Keeps whole what has a rule or an operator, modules of users too."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        """Whether a module is one operation."""
         return has_rule(m) or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -50,7 +51,7 @@ def trace(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
     """
     root = _Root(model)
     try:
-        return root, _Tracer().trace(root)
+        return root, Tracer().trace(root)
     except Exception as error:  # whatever a user's forward does to a proxy
         said = str(error).strip().split("\n", maxsplit=1)[0][:120]
         raise ValueError(

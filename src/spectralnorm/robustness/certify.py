@@ -86,9 +86,9 @@ def certified_radius(
         min_variance: as of `sn.lipschitz`; with a value above 0 radii hold only where that is so.
 
     Returns:
-        (N,) float64: no perturbation shorter than that, in the L2 norm, makes the network answer otherwise; 0
-        where it does so already. Divided by sqrt(dimension of an input) it is an L-infinity radius. `Certifier` says
-        how rounding is allowed for.
+        (N,) float64: no perturbation shorter than that, in the L2 norm, makes the network answer
+        otherwise; 0 where it does so already. Divided by sqrt(dimension of an input) it is an L-infinity radius.
+        `Certifier` says how rounding is allowed for.
 
     Raises:
         TypeError: as `sn.lipschitz`, or when x and y are not tensors of floating point and int64.
