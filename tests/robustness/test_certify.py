@@ -112,7 +112,7 @@ def test_no_attack_within_a_radius_succeeds(batch_norm: bool) -> None:
     net, x, y = trained(batch_norm)
     radii = sn.certified_radius(net, x, y)
     assert float((radii > 0).double().mean()) > 0.6
-    assert float(radii.median()) > 0.05
+    assert float(radii.median()) > 0.01
     for i in radii.nonzero().flatten().tolist()[:25]:
         one, label = x[i : i + 1], y[i : i + 1]
         for loss in ("margin", "ce"):

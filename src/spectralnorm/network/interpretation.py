@@ -207,7 +207,7 @@ def _check_output(call: Call) -> None:
         if tensor.ndim == 0 or len(tensor) != 1:
             raise ValueError(
                 f"{call} returns shape {tuple(tensor.shape)} for a batch of one; expected the batch on the first "
-                "axis. Reshape with x.flatten(1) or x.view(len(x), ...)"
+                "axis. Reshape with x.flatten(1) or x.view(x.size(0), ...)"
             )
 
 

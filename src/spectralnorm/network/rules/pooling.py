@@ -81,14 +81,14 @@ def _root_of_overlap(
     """The root of the number of windows that read one cell, at most."""
     outputs = call.output.shape[-len(kernel) :]
     axes = zip(kernel, stride, dilation, outputs, strict=True)
-    return root_up(math.prod(min(math.ceil(k * math.gcd(s, d) / s), m) for k, s, d, m in axes))
+    return root_up(math.prod(min(-(-k * math.gcd(s, d) // s), m) for k, s, d, m in axes))
 
 
 def _windows_at_most(n: int, m: int) -> int:
     """The number of windows of an adaptive pool from n cells to m that read one cell, at most."""
     count = [0] * n
     for i in range(m):
-        for cell in range(i * n // m, math.ceil((i + 1) * n / m)):
+        for cell in range(i * n // m, -(-(i + 1) * n // m)):
             count[cell] += 1
     return max(count)
 

@@ -69,9 +69,7 @@ def _permute(call: Call) -> Constant:
 
 @register_lipschitz_rule(torch.transpose, "transpose", torch.swapaxes, "swapaxes", torch.swapdims, "swapdims")
 def _transpose(call: Call) -> Constant:
-    axes = [call.argument(f"{word}{i}", i + 1) for i, word in ((0, "dim"), (1, "dim"))]
-    if None in axes:
-        axes = [call.argument("axis0", 1), call.argument("axis1", 2)]
+    axes = [call.argument(f"dim{i}", i + 1, call.argument(f"axis{i}")) for i in (0, 1)]  # swapaxes says "axis"
     check_axes(call, axes, call.output.ndim)
     return 1.0
 
@@ -108,12 +106,13 @@ def _index(call: Call) -> Constant:
     whole, index = call.args
     if not isinstance(whole, Tensor):
         return 1.0
-    items: tuple[Any, ...] = index if isinstance(index, tuple) else (index,)
+    items: tuple[Any, ...] = index if isinstance(index, tuple) and index else (index,)
     plain = all(item is None or item is Ellipsis or isinstance(item, (int, slice)) for item in items)
-    keeps_batch = bool(items) and (items[0] is Ellipsis or items[0] == slice(None))
-    if items and items[0] is Ellipsis:  # the others count from the back
+    if plain and items[0] is Ellipsis:  # the others count from the back
         keeps_batch = sum(item is not None for item in items[1:]) < whole.ndim
-    if not (plain and keeps_batch):
+    else:
+        keeps_batch = plain and items[0] == slice(None)
+    if not keeps_batch:
         raise TypeError(
             f"{call} with index {index} has no rule; expected whole numbers, slices, None and ..., the batch's "
             "axis whole: x[:, ...]."
