@@ -109,22 +109,27 @@ class Interpretation(fx.Interpreter):
         """Bound a call by the bounds of its inputs; a layer with a BatchNorm behind it waits for that one."""
         _check_output(call)
         kind = str(call)
-        reader = next((norm for norm, layer in self._folded.items() if layer is n), None)
-        if reader is not None and as_operator(call.target).axes == 0 and call.output.ndim != 2:  # type: ignore[arg-type]
-            reader = self._folded.pop(reader) and None  # it scales another axis than the layer writes
-        if reader is not None:
+        if self._waits(n, call):
             self._shapes[n] = tuple(call.inputs[0].shape)
-            constant: Constant = 1.0  # that of both is the BatchNorm's
-        elif n in self._folded:
+            self.bounds[n] = terms[0]
+            return
+        if n in self._folded:
             layer = self._target(self._folded[n])
             kind, constant = f"{type(layer).__name__} + {kind}", self._pair(layer, call.target, self._folded[n])
         else:
             constant = _constant(call)
         self.bounds[n] = _combined(constant, terms)
-        if reader is None:
-            self.rows.append(NodeBound(call.name, kind, constant, self.bounds[n]))
+        self.rows.append(NodeBound(call.name, kind, constant, self.bounds[n]))
 
-    def _pair(self, layer: Any, norm: Any, node: fx.Node) -> float:
+    def _waits(self, n: fx.Node, call: Call) -> bool:
+        """Whether a layer's norm is left to the BatchNorm behind it, which must scale the axis that it writes."""
+        reader = next((norm for norm, layer in self._folded.items() if layer is n), None)
+        if reader is not None and as_operator(self._target(n)).axes == 0 and call.output.ndim != 2:
+            del self._folded[reader]  # a Linear over several axes writes the last one, BatchNorm1d scales axis 1
+            return False
+        return reader is not None
+
+    def _pair(self, layer: Any, norm: Any, node: fx.Node) -> Constant:
         """The norm of a layer and the BatchNorm that alone reads it, as one map."""
         shape = self._shapes[node]
         return self.measure(nn.Sequential(layer, norm), shape[len(shape) - as_operator(layer).axes :])

@@ -13,7 +13,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from spectralnorm.network.outward import root_up, up
-from spectralnorm.network.rules.axes import axis_in, check_axes
+from spectralnorm.network.rules.axes import check_axes
 from spectralnorm.network.rules.call import Call
 from spectralnorm.network.rules.registry import Constant, Target, names_of, refuse, register_lipschitz_rule
 
@@ -131,7 +131,7 @@ def _classes(call: Call) -> int:
     if dim is None:  # PyTorch's old choice, with a warning
         dim = 0 if ndim in (0, 1, 3) else 1
     check_axes(call, dim, ndim)
-    return int(call.output.shape[axis_in(ndim, dim)])
+    return int(call.output.shape[dim])
 
 
 refuse(

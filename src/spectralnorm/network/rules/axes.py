@@ -11,12 +11,7 @@ from torch import Tensor
 from spectralnorm.network.outward import root_up
 from spectralnorm.network.rules.call import Call
 
-__all__ = ["axis_in", "broadcast_factor", "check_axes", "per_axis"]
-
-
-def axis_in(ndim: int, axis: int) -> int:
-    """An axis counted from the front."""
-    return axis % ndim
+__all__ = ["broadcast_factor", "check_axes", "per_axis"]
 
 
 def check_axes(call: Call, axes: Any, ndim: int) -> None:
