@@ -19,6 +19,7 @@ FILES = {
 ROWS = (  # a file imports only from rows above its own, or from its own folder
     "bound",
     "files",
+    "layers",
     "operators",
     "estimators",
     "measure",

@@ -5,19 +5,13 @@ from __future__ import annotations
 import copy
 from collections import Counter
 
-from torch import fx, nn
+from torch import nn
 
+from spectralnorm.network.tracing import Tracer
 from spectralnorm.operators.batchnorm import folds, is_batchnorm
 from spectralnorm.operators.registry import as_operator, has_operator
 
 __all__ = ["batchnorm_pairs"]
-
-
-class _Tracer(fx.Tracer):
-    """Keeps layers whole, those of users too."""
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return has_operator(m) or super().is_leaf_module(m, module_qualified_name)
 
 
 def _convolves(layer: nn.Module) -> bool:
@@ -51,7 +45,7 @@ def batchnorm_pairs(model: nn.Module) -> dict[str, str]:
         {'0': '1'}
     """
     try:  # on a copy that shares the parameters: a forward may write to its module
-        graph = _Tracer().trace(copy.deepcopy(model, {id(p): p for p in model.parameters()}))
+        graph = Tracer().trace(copy.deepcopy(model, {id(p): p for p in model.parameters()}))
     except Exception as error:  # whatever a user's forward does to a proxy
         raise ValueError(
             f"torch.fx cannot trace {type(model).__name__}, to see what feeds what: {type(error).__name__}, "

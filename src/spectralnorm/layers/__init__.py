@@ -1,0 +1,1 @@
+"""1-Lipschitz blocks to build networks from."""

@@ -1,0 +1,71 @@
+"""A copy of a model that computes the same from plain tensors: no parametrizations, no hooks."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+__all__ = ["plain_copy"]
+
+
+@torch.no_grad()
+def plain_copy(model: nn.Module) -> nn.Module:
+    """Copy a model with its effective weights in place of whatever makes them.
+
+    Parametrised tensors become parameters of the values they have now; tensors that hooks have left as attributes
+    become buffers; hooks are gone. The copy shares no tensor with the model, and can be converted to float64
+    without any value in it being made anew.
+
+    Args:
+        model: in eval mode, and run once before, so that hooks have set what they set.
+
+    Returns:
+        The copy, in eval mode, its parameters without gradients.
+
+    Raises:
+        ValueError: when the model cannot be copied.
+
+    Example:
+        >>> import spectralnorm as sn
+        >>> net = sn.spectral_normalize(nn.Sequential(nn.Linear(3, 3))).eval()
+        >>> plain = plain_copy(net)
+        >>> parametrize.is_parametrized(plain[0]), torch.equal(plain[0].weight, net[0].weight)
+        (False, True)
+    """
+    try:
+        plain = copy.deepcopy(model)
+    except Exception as error:  # whatever a user's module does when it is copied
+        raise ValueError(
+            f"model: {type(model).__name__} cannot be copied ({_first_line(error)}); expected one that "
+            "copy.deepcopy takes. Remove attributes that hold autograd graphs, locks or files"
+        ) from error
+    for module in plain.modules():
+        module.training = False
+    for module in list(plain.modules()):
+        if parametrize.is_parametrized(module):
+            _bake(module)
+        for name, value in list(vars(module).items()):
+            if isinstance(value, Tensor):
+                delattr(module, name)
+                module.register_buffer(name, value.detach().clone())
+        module._forward_hooks.clear()
+        module._forward_pre_hooks.clear()
+    return plain.requires_grad_(False)
+
+
+def _bake(module: nn.Module) -> None:
+    """Give a module its own class again, and the values of its parametrised tensors."""
+    values = {name: getattr(module, name).detach().clone() for name in module.parametrizations}  # type: ignore[union-attr]
+    module.__class__ = parametrize.type_before_parametrizations(module)
+    del module.parametrizations
+    for name, value in values.items():
+        module.register_parameter(name, nn.Parameter(value, requires_grad=False))
+
+
+def _first_line(error: Exception) -> str:
+    """An error's type and the beginning of what it says."""
+    said = str(error).strip().split("\n", maxsplit=1)[0]
+    return f"{type(error).__name__}: {said[:120]}"

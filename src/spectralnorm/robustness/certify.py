@@ -1,0 +1,200 @@
+"""Certified accuracy: what a classifier provably keeps under every perturbation of a size."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from types import MappingProxyType
+from typing import Any
+
+from torch import Tensor, nn
+
+from .attacks import check_budget, check_count
+from .certifier import Certifier
+
+__all__ = ["Certification", "CertifiedAccuracy", "certified_radius", "certify"]
+
+DEFAULT_EPS: Mapping[str, Sequence[float]] = MappingProxyType(
+    {"l2": (36 / 255, 72 / 255, 108 / 255), "linf": (1 / 255, 2 / 255, 4 / 255)}
+)
+
+
+@dataclass(frozen=True)
+class CertifiedAccuracy:
+    """Share of examples that are proven to be classified right under every perturbation of one size.
+
+    Attributes:
+        norm: "l2" or "linf".
+        eps: largest perturbation of an example, in the units of the inputs.
+        certified_accuracy: a number in [0, 1].
+        through: "l2" where the L2 radius is compared with eps itself; "l2 / sqrt(dimension)" for L-infinity, where
+            a ball of radius eps lies in the L2 ball of radius eps sqrt(dimension).
+    """
+
+    norm: str
+    eps: float
+    certified_accuracy: float
+    through: str
+
+
+@dataclass(frozen=True)
+class Certification:
+    """What is proven of a classifier on a data set.
+
+    Attributes:
+        examples: how many there were.
+        clean_accuracy: share of them classified right, in float64 and as the model computes.
+        results: one entry per norm and eps.
+        radii: certified L2 radius of each example, in order; 0 where misclassified.
+        lipschitz: upper bound on the L2 Lipschitz constant of all logits together.
+
+    Example:
+        >>> import torch, spectralnorm as sn
+        >>> net = torch.nn.Linear(2, 2, bias=False)
+        >>> net.weight.data = torch.eye(2)
+        >>> found = sn.certify(net, (torch.tensor([[3.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 1])), {"l2": [1.0]})
+        >>> found.clean_accuracy, found.results[0].certified_accuracy
+        (1.0, 0.5)
+    """
+
+    examples: int
+    clean_accuracy: float
+    results: tuple[CertifiedAccuracy, ...]
+    radii: tuple[float, ...]
+    lipschitz: float
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the same as dictionaries, lists, numbers and strings; a radius that is infinite is None."""
+        radii = [radius if math.isfinite(radius) else None for radius in self.radii]
+        return {**asdict(self), "results": [asdict(result) for result in self.results], "radii": radii}
+
+
+def certified_radius(
+    model: nn.Module, x: Tensor, y: Tensor, *, rtol: float = 1e-3, min_variance: float | None = None
+) -> Tensor:
+    """Certified L2 radii of one batch, always from proven norms.
+
+    The network's bound is proven anew at each call: for several batches make a `Certifier`, or call `certify`.
+    The input's normalisation has to be a layer of the model, so that radii are in the units of x.
+
+    Args:
+        model: classifier from (N, ...) to logits, (N, classes), that `sn.lipschitz` takes; evaluated in eval mode.
+        x: inputs, (N, ...), floating point.
+        y: labels, (N,), int64.
+        rtol: relative tolerance of the layers' norms.
+        min_variance: as of `sn.lipschitz`; with a value above 0 radii hold only where that is so.
+
+    Returns:
+        (N,) float64: no perturbation shorter than that, in the L2 norm, makes the network answer
+        otherwise; 0 where it does so already. Divided by sqrt(dimension of an input) it is an L-infinity radius.
+        `Certifier` says how rounding is allowed for.
+
+    Raises:
+        TypeError: as `sn.lipschitz`, or when x and y are not tensors of floating point and int64.
+        ValueError: as `sn.lipschitz`, or when shapes or labels do not fit.
+
+    Reference:
+        Tsuzuku, Sato & Sugiyama, "Lipschitz-Margin Training" (NeurIPS 2018, arXiv 1802.04034).
+
+    Example:
+        >>> import torch, spectralnorm as sn
+        >>> net = torch.nn.Linear(2, 2, bias=False)
+        >>> net.weight.data = torch.eye(2)
+        >>> x, y = torch.tensor([[3.0, 1.0], [3.0, 1.0]]), torch.tensor([0, 1])
+        >>> sn.certified_radius(net, x, y).round(decimals=3)
+        tensor([1.4140, 0.0000], dtype=torch.float64)
+    """
+    if not isinstance(x, Tensor):
+        raise TypeError(f"x: got {type(x).__name__}, expected a tensor; use torch.as_tensor")
+    return Certifier(model, tuple(x.shape[1:]), rtol=rtol, min_variance=min_variance).radius(x, y)
+
+
+def certify(
+    model: nn.Module,
+    data: tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]],
+    eps: Mapping[str, Sequence[float]] = DEFAULT_EPS,
+    *,
+    batch_size: int = 256,
+    rtol: float = 1e-3,
+    min_variance: float | None = None,
+) -> Certification:
+    """Measure a classifier's certified accuracy: what it keeps under every perturbation of given sizes.
+
+    Args:
+        model: classifier from (N, ...) to logits, (N, classes), that `sn.lipschitz` takes.
+        data: inputs and labels, (N, ...) and (N,), or an iterable of such batches, as a `DataLoader` is.
+        eps: sizes of perturbations for each norm ("l2", "linf"), in the units of the inputs. L-infinity goes
+            through the L2 radius over sqrt(dimension), which is loose in high dimensions.
+        batch_size: examples per batch, for a pair of tensors.
+        rtol: relative tolerance of the layers' norms.
+        min_variance: as of `sn.lipschitz`; with a value above 0 radii hold only where that is so.
+
+    Returns:
+        The radii, and the accuracies that follow from them.
+
+    Raises:
+        TypeError: as `sn.lipschitz`, or for data or sizes of another type.
+        ValueError: as `sn.lipschitz`, or when there are no examples, or shapes, labels or sizes do not fit.
+
+    Reference:
+        Tsuzuku, Sato & Sugiyama, "Lipschitz-Margin Training" (NeurIPS 2018, arXiv 1802.04034).
+
+    Example:
+        >>> import torch, spectralnorm as sn
+        >>> data = (torch.tensor([[3.0, 1.0]]), torch.tensor([0]))
+        >>> sn.certify(torch.nn.Identity(), data, {"linf": [0.5]}).results[0].through
+        'l2 / sqrt(dimension)'
+    """
+    sizes = _sizes(eps)
+    certifier: Certifier | None = None
+    radii: list[float] = []
+    right = 0
+    for x, y in _batches(data, batch_size):
+        if certifier is None:
+            certifier = Certifier(model, tuple(x.shape[1:]), rtol=rtol, min_variance=min_variance)
+        found, known = certifier.judge(x, y)
+        radii += found.tolist()
+        right += int(known.sum())
+    if certifier is None or not radii:
+        raise ValueError("data: got no examples, expected at least one; pass (x, y) or an iterable of batches")
+    root = math.sqrt(math.prod(certifier.input_shape)) * (1 + 2.0**-50)
+    results = []
+    for norm, size in sizes:
+        needed = size if norm == "l2" else size * root
+        held = sum(radius > needed for radius in radii) / len(radii)
+        results.append(CertifiedAccuracy(norm, size, held, "l2" if norm == "l2" else "l2 / sqrt(dimension)"))
+    return Certification(len(radii), right / len(radii), tuple(results), tuple(radii), certifier.lipschitz)
+
+
+def _sizes(eps: Mapping[str, Sequence[float]]) -> list[tuple[str, float]]:
+    if not isinstance(eps, Mapping) or any(not isinstance(sizes, Sequence) for sizes in eps.values()):
+        raise TypeError(f"eps: got {eps!r}, expected a list of sizes per norm; pass for example {{'l2': [0.5]}}")
+    pairs = [(norm, float(size)) for norm, sizes in eps.items() for size in sizes]
+    for norm, size in pairs:
+        check_budget(size, norm)
+    return pairs
+
+
+def _batches(
+    data: tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]], batch_size: int
+) -> Iterable[tuple[Tensor, Tensor]]:
+    """The batches of a data set."""
+    check_count("batch_size", batch_size)
+    if isinstance(data, (tuple, list)) and len(data) == 2:
+        x, y = data
+        if isinstance(x, Tensor) and isinstance(y, Tensor):
+            if len(x) != len(y):
+                raise ValueError(
+                    f"data: got {len(x)} inputs and {len(y)} labels, expected one label per input; cut one"
+                )
+            return zip(x.split(batch_size), y.split(batch_size), strict=True)
+    if isinstance(data, Tensor) or not isinstance(data, Iterable):
+        raise TypeError(f"data: got a {type(data).__name__}, expected (x, y) or an iterable of such batches")
+    return map(_pair, data)
+
+
+def _pair(batch: Any) -> tuple[Tensor, Tensor]:
+    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[0], Tensor):
+        raise TypeError(f"data: got a batch that is a {type(batch).__name__}, expected a pair (x, y) of tensors")
+    return batch[0], batch[1]
