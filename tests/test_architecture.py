@@ -26,6 +26,7 @@ ROWS = (  # a file imports only from rows above its own, or from its own folder
     "network",
     "normalize",
     "parametrizations",
+    "losses",
     "robustness",
     "training",
     "__init__",

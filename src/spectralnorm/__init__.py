@@ -1,6 +1,6 @@
 """True spectral norms of neural-network layers: measure them, train with them held down, prove robustness."""
 
-from spectralnorm import parametrizations
+from spectralnorm import losses, parametrizations
 from spectralnorm.bound import Bound
 from spectralnorm.estimators import (
     Certified,
@@ -31,6 +31,7 @@ from spectralnorm.operators.registry import as_operator, register_operator
 from spectralnorm.robustness.certifier import Certifier
 from spectralnorm.robustness.certify import Certification, certified_radius, certify
 from spectralnorm.robustness.evaluate import Evaluation, evaluate
+from spectralnorm.robustness.held import HeldLipschitz
 
 __version__ = "0.1.0"
 
@@ -47,6 +48,7 @@ __all__ = [
     "FlattenedBound",
     "Gram",
     "GroupSort",
+    "HeldLipschitz",
     "InvertibleDownsampling",
     "L2NormPool",
     "MaxMin",
@@ -60,6 +62,7 @@ __all__ = [
     "clip_singular_values",
     "evaluate",
     "lipschitz",
+    "losses",
     "parametrizations",
     "plain_state_dict",
     "refresh",

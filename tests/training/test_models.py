@@ -16,8 +16,10 @@ from torch.nn.functional import cross_entropy
 import spectralnorm as sn
 from spectralnorm.commands.target import load_target
 from spectralnorm.network.graph import batchnorm_pairs
+from spectralnorm.network.tracing import Tracer
 from spectralnorm.training.imports import accepts
 from spectralnorm.training.lenet import lenet
+from spectralnorm.training.lipschitz_cnn import lipschitz_cnn
 from spectralnorm.training.models import MODELS, build, small_cnn
 from spectralnorm.training.resnet import resnet18, resnet20
 from spectralnorm.training.vgg import vgg16
@@ -26,6 +28,7 @@ from spectralnorm.training.wide_resnet import wide_resnet, wrn_16_4
 COUNTS = {  # convolutions; BatchNorms, if any; pairs of the two that fold
     "small-cnn": (3, 3, 3),
     "lenet": (2, 2, 2),
+    "lipschitz-cnn": (3, 3, 3),
     "vgg16": (13, 13, 13),
     "resnet20": (21, 21, 21),
     "resnet18": (20, 20, 20),
@@ -78,7 +81,7 @@ def test_networks_take_images_and_can_be_traced(name: str, batch_norm: bool) -> 
     assert all((conv.bias is None) == batch_norm for conv in convolutions(model).values())
     x = torch.rand(2, 3, 32, 32)
     with torch.no_grad():
-        assert torch.equal(fx.symbolic_trace(model)(x), model(x))
+        assert torch.equal(fx.GraphModule(model, Tracer().trace(model))(x), model(x))
     assert model(x).shape == (2, 10)
 
 
@@ -179,6 +182,42 @@ def test_lenet_pools_as_asked_and_has_the_layers_of_the_paper() -> None:
         lenet((1, 8, 8), 10, pool="mean")
 
 
+@pytest.mark.parametrize("name", ["small-cnn", "lenet", "lipschitz-cnn"])
+def test_activations_as_asked(name: str) -> None:
+    kinds = {"relu": nn.ReLU, "maxmin": sn.MaxMin, "groupsort": sn.GroupSort}
+    for activation, kind in kinds.items():
+        model = build(name, (1, 8, 8), 3, activation=activation)
+        found = [layer for layer in model if isinstance(layer, (nn.ReLU, sn.GroupSort))]
+        assert len(found) == 4
+        assert {type(layer) for layer in found} == {kind}
+        assert model(torch.rand(2, 1, 8, 8)).shape == (2, 3)
+    with pytest.raises(ValueError, match="activation: got 'tanh', expected one of relu, maxmin, groupsort"):
+        build(name, (1, 8, 8), 3, activation="tanh")
+
+
+def test_groups_that_are_sorted_divide_the_channels() -> None:
+    sizes = [
+        layer.group_size for layer in lenet((1, 8, 8), 3, activation="groupsort") if hasattr(layer, "group_size")
+    ]
+    assert sizes == [3, 4, 4, 4]
+    with pytest.raises(ValueError, match="activation: got maxmin for 3 channels, expected a multiple of 2"):
+        small_cnn((1, 8, 8), 3, width=3, activation="maxmin")
+
+
+@pytest.mark.parametrize("shape", [(1, 28, 28), (3, 7, 9)])
+def test_sorting_transports_more_of_a_signal_than_relu(shape: tuple[int, int, int]) -> None:
+    lengths = {}
+    for activation in ("maxmin", "relu"):
+        torch.manual_seed(0)
+        model = lipschitz_cnn(shape, 10, width=8, activation=activation)
+        sn.spectral_normalize(model, init="orthogonal").eval()
+        x = torch.rand(4, *shape)
+        with torch.no_grad():
+            lengths[activation] = float((model[:-3](x) - model[:-3](0 * x)).norm() / x.norm())
+    assert lengths["relu"] < lengths["maxmin"] / 2 < 0.5
+    assert sn.lipschitz(model, shape).upper <= 1.01
+
+
 def test_wide_resnet_folds_inside_blocks_and_behind_the_first_convolution() -> None:
     inside = {f"stage{i}.{j}.branch.conv1": f"stage{i}.{j}.branch.bn2" for i in (1, 2, 3) for j in (0, 1)}
     assert batchnorm_pairs(wrn_16_4((3, 8, 8), 10)) == {"conv": "stage1.0.before.bn1", **inside}
@@ -228,7 +267,9 @@ def test_networks_check_their_arguments(name: str) -> None:
         build(name, (1, 8, 8), 10, widht=3)
 
 
-@pytest.mark.parametrize(("name", "default"), [(name, name not in {"small-cnn", "lenet"}) for name in MODELS])
+@pytest.mark.parametrize(
+    ("name", "default"), [(name, name not in {"small-cnn", "lenet", "lipschitz-cnn"}) for name in MODELS]
+)
 def test_batch_norm_by_default(name: str, default: bool) -> None:
     model = build(name, (1, 8, 8), 10)
     assert any(isinstance(layer, nn.BatchNorm2d) for layer in model.modules()) is default

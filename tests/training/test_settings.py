@@ -29,6 +29,13 @@ WRONG: list[tuple[dict[str, Any], type[Exception], tuple[str, ...]]] = [
     ({"temperature": 0.0}, ValueError, ("temperature", "above 0")),
     ({"targets": {"conv1": -1.0}}, ValueError, ("targets", "conv1", "above 0")),
     ({"targets": {"conv1": 1.0}, "budget": 2.0}, ValueError, ("budget", "targets")),
+    ({"loss": "lipschitz"}, ValueError, ("loss", "'lipschitz'", "hinge", "lmt")),
+    ({"margin": 0.0}, ValueError, ("margin", "above 0")),
+    ({"margin": "wide"}, TypeError, ("margin", "'wide'")),
+    ({"loss": "hinge", "label_smoothing": 0.1}, ValueError, ("label_smoothing: got 0.1", "hinge")),
+    ({"loss": "hinge", "learn_temperature": True}, ValueError, ("learn_temperature", "hinge")),
+    ({"activation": "tanh"}, ValueError, ("activation", "'tanh'", "maxmin")),
+    ({"pool": "sum"}, ValueError, ("pool", "average")),
     ({"targets": 3}, TypeError, ("targets", "3")),
 ]
 
@@ -38,6 +45,17 @@ def test_wrong_values(given: dict[str, Any], kind: type[Exception], parts: tuple
     with pytest.raises(kind) as error:
         Settings(**given)
     check_says(str(error.value), *parts)
+
+
+def test_what_the_architecture_gets() -> None:
+    assert Settings().architecture == {"batch_norm": False}
+    assert Settings(arch="lenet", pool="max", activation="maxmin").architecture == {
+        "batch_norm": False,
+        "activation": "maxmin",
+        "pool": "max",
+    }
+    assert Settings(arch="my.models:net").architecture == {}
+    assert Settings(arch="my.models:net", batch_norm=True).architecture == {"batch_norm": True}
 
 
 def test_unknown_names_have_a_suggestion() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import math
 from typing import Any
@@ -12,6 +13,7 @@ from runs import steps, trainer, weights
 from torch import nn
 
 import spectralnorm as sn
+from messages import check_says, complaint
 from reference import size_free_norm
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -29,6 +31,9 @@ KINDS: dict[str, dict[str, Any]] = {
     "fp16": {"amp": "fp16", "normalize": "none"},
     "fgsm": {"adversarial": "fgsm", "batch_norm": True},
     "pgd": {"adversarial": "pgd", "attack_steps": 2},
+    "hinge": {"loss": "hinge", "margin": 0.3, "arch": "lipschitz-cnn"},
+    "lmt": {"loss": "lmt", "margin": 0.1, "mode": "soft", "learn_temperature": True, "activation": "maxmin"},
+    "lmt, folded": {"loss": "lmt", "batch_norm": True, "amp": "bf16", "adversarial": "fgsm"},
     "trades": {"adversarial": "trades", "attack_steps": 2, "norm": "l2", "eps": 0.5},
 }
 each_kind = pytest.mark.parametrize("kind", KINDS)
@@ -69,7 +74,7 @@ def test_evaluating_changes_nothing(kind: str) -> None:
     one, other = (trainer(**KINDS[kind]) for _ in range(2))
     losses = []
     for loss in one.run():
-        one.accuracy()
+        one.tested([0.1, 0.5])
         losses.append(loss)
         if len(losses) == 4:
             break
@@ -143,6 +148,60 @@ def test_a_learnt_temperature_moves_and_a_fixed_one_does_not() -> None:
         steps(run, 3)
     assert learnt.classifier.temperature != pytest.approx(0.2, rel=1e-4)
     assert fixed.classifier.temperature == pytest.approx(0.2)
+
+
+def test_training_for_margins_certifies_more() -> None:
+    """Of the same network, on the test images; what cross-entropy wins in accuracy is its margin's price."""
+    shares = {}
+    for loss in ("ce", "hinge", "lmt"):
+        run = trainer(
+            loss=loss, margin=0.5, epochs=40, optimizer="adam", lr=5e-3, arch="lipschitz-cnn", temperature=0.05
+        )
+        steps(run, 120)
+        shares[loss] = run.tested([0.3])
+    for loss in ("hinge", "lmt"):
+        assert shares[loss][1] > shares["ce"][1] + 0.05
+        assert shares[loss][0] > 0.6
+
+
+def test_certified_accuracy_while_training_is_that_of_the_held_constants() -> None:
+    run = trainer(arch="lipschitz-cnn", temperature=0.05, optimizer="adam", lr=5e-3, epochs=20)
+    steps(run, 60)
+    accuracy, *shares = run.tested([1e-6, 0.05, 0.2, 9.0])
+    assert accuracy == run.accuracy()
+    assert [accuracy, *shares] == sorted([accuracy, *shares], reverse=True)
+    assert shares[0] == accuracy
+    assert shares[-1] == 0
+    net = copy.deepcopy(run.classifier.net)
+    proven = sn.certify(net, (run.data.test_x, run.data.test_y), {"l2": [0.05, 0.2]})
+    for mine, sure in zip(shares[1:3], proven.results, strict=True):
+        assert mine == pytest.approx(sure.certified_accuracy, abs=0.041)  # two of 50 images
+
+
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ({"normalize": "none"}, ("normalize is 'none'", "'tracked'")),
+        ({"normalize": "pytorch"}, ("normalize is 'pytorch'",)),
+        ({"batch_norm": True, "fold_batchnorm": False}, ("bn1", "not held", "folded")),
+        ({"arch": "test_trainer:Divided"}, ("LayerNorm",)),
+    ],
+)
+def test_a_margin_without_a_bound_is_refused_and_logged_for_other_losses(
+    given: dict[str, Any], parts: tuple[str, ...]
+) -> None:
+    check_says(complaint(ValueError, lambda: trainer(loss="lmt", **given)), "loss: 'lmt'", *parts)
+    held = trainer(loss="hinge", **given).held
+    assert isinstance(held, str)
+    check_says(held, *parts)
+
+
+class Divided(nn.Sequential):
+    """A network without a Lipschitz constant."""
+
+    def __init__(self, shape: tuple[int, ...], classes: int) -> None:
+        norm = nn.LayerNorm(math.prod(shape), elementwise_affine=False)
+        super().__init__(nn.Flatten(), norm, nn.Linear(math.prod(shape), classes))
 
 
 def test_a_loss_that_is_not_finite_ends_the_run() -> None:

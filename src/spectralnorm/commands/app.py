@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from spectralnorm import __version__
 from spectralnorm.commands import demo as demonstration
 from spectralnorm.commands import train
+from spectralnorm.commands.certify import numbers
 from spectralnorm.commands.target import load_target
 from spectralnorm.commands.train import with_settings
 from spectralnorm.files import check_folder, write_atomically
@@ -122,12 +123,16 @@ def train_command(
     log_every: Annotated[int, typer.Option(min=1, help="Steps between records of the loss.")] = 50,
     tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's events too.")] = False,
     prove: Annotated[bool, typer.Option(help="Prove the final network's norms.")] = True,
+    certify_eps: Annotated[
+        str, typer.Option(help="L2 sizes at which accuracy is certified, or none.")
+    ] = "0.1,0.25,0.5,1",
     json_file: Annotated[Path | None, typer.Option("--json", help="Copy of the result.")] = None,
 ) -> None:
     """Train a network with its norms held down; go on after a crash with --resume, scale out with torchrun."""
     with bad_input():
         settings = train.settings_from(given, config, out, resume=resume)
-        options = Options(out, resume, checkpoint_every, log_every, tensorboard, prove)
+        sizes = () if certify_eps == "none" else tuple(numbers("--certify-eps", certify_eps))
+        options = Options(out, resume, checkpoint_every, log_every, tensorboard, prove, sizes)
         if json_file is not None:
             check_folder(json_file.parent)
         with stopped(out), progress(lines=True) as on_progress:

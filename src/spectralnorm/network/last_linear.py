@@ -11,6 +11,7 @@ from torch import Tensor, fx
 from spectralnorm.network.lipschitz import Analysis
 from spectralnorm.network.outward import product_up
 from spectralnorm.network.rules.registry import rule_for
+from spectralnorm.network.tracing import MODEL
 from spectralnorm.operators.dense import DenseOperator
 from spectralnorm.operators.registry import as_operator, has_operator
 
@@ -27,11 +28,13 @@ class LastLinear:
         weight: W, (classes, features) float64.
         before: upper bound on the constant of g.
         factor: upper bound on what logits are multiplied by, such as an inverse temperature.
+        name: of the layer in the model; empty where it is the model.
     """
 
     weight: Tensor
     before: float
     factor: float = 1.0
+    name: str = ""
 
     def constants(self, y: Tensor) -> Tensor:
         """Upper bounds on the Lipschitz constants of f_y - f_j: the rows' distance times what comes before.
@@ -82,4 +85,5 @@ def last_linear(found: Analysis) -> LastLinear | None:
     dense, source = as_operator(layer), next(iter(node.all_input_nodes), None)
     if not isinstance(dense, DenseOperator) or source not in found.bounds:
         return None
-    return LastLinear(dense.weight.detach().double(), found.bounds[source], factor)
+    name = str(node.target).removeprefix(MODEL).removeprefix(".")
+    return LastLinear(dense.weight.detach().double(), found.bounds[source], factor, name)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 
@@ -20,6 +20,7 @@ from spectralnorm.network.layer_norms import LayerNorms
 from spectralnorm.network.lipschitz_table import NodeBound, NodeTable
 from spectralnorm.network.plain import plain_copy
 from spectralnorm.network.probe import check_input_shape, reading
+from spectralnorm.network.rules.call import Measure
 from spectralnorm.network.tracing import MODEL, trace
 from spectralnorm.operators.base import undisturbed
 
@@ -152,8 +153,12 @@ def analyse(
     certified: bool = True,
     rtol: float = 1e-3,
     min_variance: float | None = None,
+    measure_of: Callable[[nn.Module], Measure] | None = None,
 ) -> Analysis:
     """Trace a network and bound every node; arguments and errors as of `lipschitz`.
+
+    `measure_of`, where given, takes the plain copy of the model that is traced, whose modules have the model's
+    names, and returns what measures its layers, in place of `certified` and `rtol`.
 
     Returns:
         The graph with its bounds.
@@ -173,9 +178,10 @@ def analyse(
     with reading(model), undisturbed(weight.device):
         expected = _run(model, pair, shape)
         root, graph = trace(plain_copy(model))
-        interpretation = Interpretation(
-            root, graph, LayerNorms(certified=certified, rtol=float(rtol)), min_variance
-        )
+        measure: Measure = LayerNorms(certified=certified, rtol=float(rtol))
+        if measure_of is not None:
+            measure = measure_of(root.get_submodule(MODEL))
+        interpretation = Interpretation(root, graph, measure, min_variance)
         output = interpretation.run(pair[:1].clone())
         _check_same(model, output, expected)
     rows = tuple(interpretation.rows)

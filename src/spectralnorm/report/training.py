@@ -49,6 +49,8 @@ def training_summary(result: Mapping[str, Any], out: Path) -> list[str]:
     if targets and None not in targets:
         product = math.prod(targets)
         found.append(f"Product of the layers' targets: {product:.4g}.")
+    if "certification" in result:
+        found.append(_certified(result))
     processes = "" if result["processes"] == 1 else f" on {result['processes']} processes"
     if _by_chance(result):
         found.append(
@@ -62,6 +64,16 @@ def training_summary(result: Mapping[str, Any], out: Path) -> list[str]:
         f"Logits were divided by a temperature of {result['temperature']:.3g}.",
         f"{out}: model.pt (a plain {settings['arch']}'s state_dict), result.json, log.jsonl, checkpoint.pt.",
     ]
+
+
+def _certified(result: Mapping[str, Any]) -> str:
+    """Say what was certified, or why nothing was."""
+    proven = result["certification"]
+    if proven is None:
+        return f"No certified accuracy: {result['certification_reason']}."
+    shares = ", ".join(f"{100 * each['certified_accuracy']:.2f} % at {each['eps']:g}" for each in proven["sizes"])
+    bound = f"the network's Lipschitz bound is {proven['lipschitz']:.4g}"
+    return f"Certified accuracy, proven, under every change of an L2 size: {shares}; {bound}."
 
 
 def _by_chance(result: Mapping[str, Any]) -> bool:

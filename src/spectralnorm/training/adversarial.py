@@ -27,7 +27,13 @@ _START = 1e-3  # TRADES starts from so small a perturbation: at the image itself
 
 
 def training_loss(
-    model: Callable[[Tensor], Tensor], net: nn.Module, x: Tensor, y: Tensor, settings: Settings, seed: int
+    model: Callable[[Tensor], Tensor],
+    net: nn.Module,
+    x: Tensor,
+    y: Tensor,
+    settings: Settings,
+    seed: int,
+    label_loss: Callable[[Tensor, Tensor], Tensor],
 ) -> tuple[Tensor, Tensor]:
     """The loss of a batch, and the logits that count for training accuracy.
 
@@ -36,8 +42,9 @@ def training_loss(
         net: the same, in this process alone: what is attacked.
         x: (N, C, H, W), in [0, 1].
         y: (N,).
-        settings: which adversary, and label smoothing.
+        settings: which adversary.
         seed: of the attack's random start.
+        label_loss: of logits and labels, the mean over the batch; the attack itself goes by cross-entropy.
 
     Returns:
         0-dim loss, and (N, classes) logits.
@@ -46,7 +53,6 @@ def training_loss(
         Madry et al. 2018 (arXiv 1706.06083); Wong, Rice & Kolter 2020 (arXiv 2001.03994) for FGSM;
         Zhang et al. 2019 (arXiv 1901.08573), equation (5), for TRADES.
     """
-    label_loss = partial(F.cross_entropy, label_smoothing=settings.label_smoothing)
     if settings.adversarial == "none":
         logits = model(x)
         return label_loss(logits.float(), y), logits

@@ -6,7 +6,7 @@ import json
 import math
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -18,7 +18,9 @@ from torch.nn.utils import parametrize
 from spectralnorm.files import check_folder, write_atomically
 from spectralnorm.network.audit import audit
 from spectralnorm.normalize.removal import remove_spectral_norm
+from spectralnorm.robustness.attacks import check_number
 
+from .certifying import certification
 from .checkpoint import load_checkpoint, save_checkpoint
 from .data import load
 from .dataset import Dataset
@@ -46,6 +48,7 @@ class Options:
         log_every: steps between records of the loss.
         tensorboard: whether to write its events.
         prove: whether the norms of the final network are proven, scaled down where they are above their targets.
+        certify_eps: L2 sizes at which accuracy is certified, in pixels from 0 to 1.
     """
 
     out: Path
@@ -54,6 +57,11 @@ class Options:
     log_every: int = 50
     tensorboard: bool = False
     prove: bool = True
+    certify_eps: tuple[float, ...] = (0.1, 0.25, 0.5, 1.0)
+
+    def __post_init__(self) -> None:
+        for size in self.certify_eps:
+            check_number("certify_eps", size, positive=True)
 
 
 def load_data(settings: Settings) -> Dataset:
@@ -172,7 +180,7 @@ def _train(
         if done % every == 0:
             mean, hits = trainer.epoch_means()
             record = {"step": done, "epoch": epoch, "train_loss": mean, "train_accuracy": hits}
-            record |= {"test_accuracy": trainer.accuracy(), "seconds": trainer.seconds}
+            record |= _tested(trainer, options.certify_eps) | {"seconds": trainer.seconds}
             record["temperature"] = trainer.classifier.temperature
             if journal is not None:
                 journal.write(record)
@@ -182,6 +190,17 @@ def _train(
                 noted = {"settings": trainer.settings.to_dict(), "data": data_print}
                 save_checkpoint(options.out / CHECKPOINT, {**state, **noted})
         lr, last = trainer.lr, time.perf_counter()
+
+
+def _tested(trainer: Trainer, eps: Sequence[float]) -> dict[str, Any]:
+    """Accuracy on the test images, and what the norms held certify of it, which is not proven."""
+    if not eps:
+        return {"test_accuracy": trainer.tested()[0]}
+    if isinstance(trainer.held, str):
+        return {"test_accuracy": trainer.tested()[0], "certified_unproven": None, "reason": trainer.held}
+    accuracy, *certified = trainer.tested(eps)
+    by_size = {f"{size:g}": share for size, share in zip(eps, certified, strict=True)}
+    return {"test_accuracy": accuracy, "certified_unproven": by_size, "lipschitz_held": trainer.held.bound}
 
 
 def _final(settings: Settings, options: Options, data: Dataset, state: dict[str, Any]) -> dict[str, Any]:
@@ -208,7 +227,7 @@ def _final(settings: Settings, options: Options, data: Dataset, state: dict[str,
         for row in found.rows
     ]
     save_checkpoint(options.out / "model.pt", {"state_dict": net.state_dict()})
-    return result
+    return result | certification(net, data, options.certify_eps, prove=options.prove)
 
 
 def _plain(net: nn.Module) -> None:

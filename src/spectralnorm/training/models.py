@@ -10,16 +10,23 @@ from torch import nn
 
 from spectralnorm.robustness.attacks import check_count
 
+from .activations import activation_of, label_of
 from .building import check_image_shape
 from .imports import IMPORT_STRING, accepts, call_factory, import_attribute
 from .lenet import lenet
+from .lipschitz_cnn import lipschitz_cnn
 from .resnet import resnet18, resnet20
 from .vgg import vgg16
 from .wide_resnet import wrn_16_4
 
 
 def small_cnn(
-    input_shape: Sequence[int], classes: int, *, width: int = 32, batch_norm: bool = False
+    input_shape: Sequence[int],
+    classes: int,
+    *,
+    width: int = 32,
+    batch_norm: bool = False,
+    activation: str = "relu",
 ) -> nn.Sequential:
     """Build a CNN of three 3x3 convolutions (zero padding, strides 1, 2, 2) and two linear layers.
 
@@ -28,9 +35,13 @@ def small_cnn(
         classes: Number of logits, at least 2.
         width: Channels of the first convolution; the next two have twice as many.
         batch_norm: Whether a BatchNorm follows each convolution, which then has no bias.
+        activation: "relu", "maxmin" or "groupsort", which need an even width.
 
     Returns:
         A network from (N, C, H, W) to (N, classes), initialised from torch's global generator.
+
+    Raises:
+        ValueError: If an argument is not as expected.
 
     Example:
         >>> import torch
@@ -43,17 +54,18 @@ def small_cnn(
     channels, height, width_in = check_image_shape(input_shape)
     check_count("classes", classes, minimum=2)
     check_count("width", width)
+    label = label_of(activation)
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     for index, (out, stride) in enumerate([(width, 1), (2 * width, 2), (2 * width, 2)], start=1):
         layers[f"conv{index}"] = nn.Conv2d(channels, out, 3, stride, padding=1, bias=not batch_norm)
         if batch_norm:
             layers[f"bn{index}"] = nn.BatchNorm2d(out)
-        layers[f"relu{index}"] = nn.ReLU()
+        layers[f"{label}{index}"] = activation_of(activation, out)
         channels = out
     features = channels * _quarter(height) * _quarter(width_in)
     layers["flatten"] = nn.Flatten()
     layers["fc1"] = nn.Linear(features, 4 * width)
-    layers["relu4"] = nn.ReLU()
+    layers[f"{label}4"] = activation_of(activation, 4 * width)
     layers["fc2"] = nn.Linear(4 * width, classes)
     return nn.Sequential(layers)
 
@@ -61,6 +73,7 @@ def small_cnn(
 MODELS: dict[str, Callable[..., nn.Module]] = {
     "small-cnn": small_cnn,
     "lenet": lenet,
+    "lipschitz-cnn": lipschitz_cnn,
     "vgg16": vgg16,
     "resnet20": resnet20,
     "resnet18": resnet18,
@@ -74,9 +87,9 @@ def build(
     """Build a network by the name of its architecture, or with a factory of your own.
 
     Args:
-        name: A key of `MODELS`: "small-cnn", "lenet", "vgg16", "resnet20", "resnet18" or "wrn-16-4". Or an import
-            string, `package.module:factory`, of a module or of a callable that returns one. It is called with
-            (input_shape, classes) if it takes two positional arguments, else with none.
+        name: A key of `MODELS`: "small-cnn", "lenet", "lipschitz-cnn", "vgg16", "resnet20", "resnet18" or
+            "wrn-16-4". Or an import string, `package.module:factory`, of a module or of a callable that returns
+            one. It is called with (input_shape, classes) if it takes two positional arguments, else with none.
         input_shape: Shape of one image, (C, H, W).
         classes: Number of logits.
         batch_norm: Whether the network has BatchNorms; None is the architecture's default. A factory of your own

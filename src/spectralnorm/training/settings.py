@@ -10,10 +10,15 @@ from typing import Any, cast
 
 from spectralnorm.robustness.attacks import NORMS
 
+from .activations import ACTIVATIONS
+from .lenet import POOLS
+from .models import MODELS
+
 __all__ = ["Settings"]
 
 NORMALIZERS = ("none", "pytorch", "penalty", "power", "exact", "tracked")
 ADVERSARIES = ("none", "fgsm", "pgd", "trades")
+LOSSES = ("ce", "hinge", "lmt")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 _OTHER_NAMES = {"learning_rate": "lr", "dataset": "data", "model": "arch", "wd": "weight_decay"}
 AUGMENTATIONS = ("none", "flip", "crop", "crop-flip")
@@ -43,6 +48,10 @@ class Settings:
     images: int = _setting(0, "Train on the first so many images; 0 for all.", least=0)
     arch: str = _setting("small-cnn", "An architecture by name, or module:factory.")
     batch_norm: bool = _setting(False, "The architecture with a BatchNorm behind each convolution.")
+    activation: str = _setting(
+        "default", "Of small-cnn, lenet and lipschitz-cnn.", choices=("default", *ACTIVATIONS)
+    )
+    pool: str = _setting("default", "Of lenet.", choices=("default", *POOLS))
     normalize: str = _setting("tracked", "How norms are held down.", choices=NORMALIZERS)
     target: float = _setting(1.0, "Norm that each layer gets.", above=0)
     targets: dict[str, float] = field(
@@ -66,6 +75,10 @@ class Settings:
     weight_decay: float = _setting(5e-4, "Weight decay.", least=0)
     schedule: str = _setting("cosine", "Of the learning rate, after the warm-up.", choices=("cosine", "constant"))
     warmup: float = _setting(1.0, "Epochs in which the learning rate rises from 0.", least=0)
+    loss: str = _setting(
+        "ce", "Cross-entropy, hinge, or Lipschitz-margin (tracked).", choices=("ce", "hinge", "lmt")
+    )
+    margin: float = _setting(0.25, "L2 radius that hinge and lmt ask for, in pixels from 0 to 1.", above=0)
     label_smoothing: float = _setting(0.0, "Share of the label spread over all classes.", least=0, below=1)
     temperature: float = _setting(1.0, "Divides the logits; small norms need 0.1 or less, and less lr.", above=0)
     learn_temperature: bool = _setting(False, "Train the temperature too.")
@@ -83,6 +96,9 @@ class Settings:
                 raise ValueError(f"targets: got {target!r} for {name}, expected a number above 0; correct it")
         if self.targets and self.budget:
             raise ValueError("budget: got it beside targets, expected one of the two; leave one out")
+        if self.loss == "hinge" and (self.label_smoothing or self.learn_temperature):
+            other = "label_smoothing" if self.label_smoothing else "learn_temperature"
+            raise ValueError(f"{other}: got {getattr(self, other)} with loss 'hinge', expected none; leave it out")
 
     @classmethod
     def of(cls, given: Mapping[str, Any], where: str) -> Settings:
@@ -112,6 +128,15 @@ class Settings:
                     f"{where}: got an unknown setting {name}, expected one of {', '.join(known)}{cure}"
                 )
         return cls(**given)
+
+    @property
+    def architecture(self) -> dict[str, Any]:
+        """Keyword arguments of the architecture: `batch_norm`, and the others that are not left to it."""
+        named = self.arch in MODELS
+        chosen: dict[str, Any] = {"batch_norm": self.batch_norm} if named or self.batch_norm else {}
+        return chosen | {
+            name: getattr(self, name) for name in ("activation", "pool") if getattr(self, name) != "default"
+        }
 
     def to_dict(self) -> dict[str, Any]:
         """All settings by name, as JSON takes them."""

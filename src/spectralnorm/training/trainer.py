@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
@@ -14,8 +14,9 @@ from spectralnorm.normalize.penalty import load_penalty_state, penalty_state, sp
 from .adversarial import training_loss
 from .augment import augmented
 from .dataset import Dataset
-from .models import MODELS, build
+from .models import build
 from .normalizing import normalize
+from .objective import held_constants, label_loss
 from .schedule import rate, seed_of
 from .settings import Settings
 from .team import Team
@@ -72,8 +73,7 @@ def classifier(settings: Settings, data: Dataset, device: torch.device) -> Class
     """
     with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(seed_of(settings.seed, "weights"))
-        batch_norm = settings.batch_norm if settings.arch in MODELS else settings.batch_norm or None
-        net = build(settings.arch, data.input_shape, data.classes, batch_norm=batch_norm)
+        net = build(settings.arch, data.input_shape, data.classes, **settings.architecture)
         net.to(device)
         if settings.channels_last:
             net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -90,6 +90,7 @@ class Trainer:
         data: images and labels.
         team: the processes.
         classifier: the network, whole or dealt out over the processes.
+        held: the Lipschitz constants that the network is held to; or why there are none.
         done: steps taken.
         seconds: spent on them, over all starts of the run.
     """
@@ -102,6 +103,7 @@ class Trainer:
                 f"batch_size: got {settings.batch_size} for {team.size} processes, expected a multiple; change it"
             )
         self.classifier = classifier(settings, data, team.device)
+        self.held = held_constants(self.classifier.net, settings, data.input_shape, sharded=self._sharded)
         self._model = team.over_processes(self.classifier, settings.parallel)
         self.optimizer = self._optimizer()
         fp16 = settings.amp == "fp16"
@@ -183,13 +185,18 @@ class Trainer:
             group["lr"] = self.lr
         self.optimizer.zero_grad()
         with self._autocast():
-            loss, logits = training_loss(self._model, self.classifier, x, y, s, seed_of(seed, "a", self.team.rank))
+            loss, logits = training_loss(
+                self._model, self.classifier, x, y, s, seed_of(seed, "a", self.team.rank), self._label_loss
+            )
             if s.normalize == "penalty":
                 loss = loss + s.penalty / 2 * spectral_penalty(self.classifier.net)
         self._scaler.scale(loss).backward()
         self._scaler.step(self.optimizer)
         self._scaler.update()
         return loss.item(), float((logits.argmax(1) == y).sum())
+
+    def _label_loss(self, logits: Tensor, y: Tensor) -> Tensor:
+        return label_loss(logits, y, self.settings, self.held, self.classifier.log_temperature.exp())
 
     def _batch(self, rows: Tensor, seed: int) -> tuple[Tensor, Tensor]:
         """This process's share; the whole batch is augmented, so that processes change nothing in it."""
@@ -202,20 +209,47 @@ class Trainer:
         dtype = _DTYPES[self.settings.amp]
         return torch.autocast(self.team.device.type, dtype, enabled=self.settings.amp != "none")
 
-    @torch.no_grad()
     def accuracy(self) -> float:
         """Share of the test images that are classified right in eval mode; the processes share the work."""
+        return self.tested()[0]
+
+    @torch.no_grad()
+    def tested(self, eps: Sequence[float] = ()) -> list[float]:
+        """Accuracy on the test images, and at each L2 size the share that the constants held certify, unproven.
+
+        Args:
+            eps: sizes; only where there are such constants.
+
+        Returns:
+            1 + len(eps) numbers in [0, 1]. The processes share the work.
+        """
         rows = self.team.share(torch.arange(len(self.data.test_x)))
-        hits, most = 0, -(-len(self.data.test_x) // self.team.size)
+        most = -(-len(self.data.test_x) // self.team.size)
         self._model.eval()
+        certainly = self._certainly(eps)
+        counts = [0] * (1 + len(eps))
         for start in range(0, most, _BATCH):
             some = rows[start : start + _BATCH]
             x = self.data.test_x[some if len(some) else rows[:1]].to(self.team.device)  # all take as many passes
             with self._autocast():
-                guess = self.classifier(x).argmax(1).cpu()
-            hits += int((guess[: len(some)] == self.data.test_y[some]).sum())
+                logits = self.classifier(x)[: len(some)].float().cpu()
+            held = certainly(logits, self.data.test_y[some])
+            counts = [count + int(right.sum()) for count, right in zip(counts, held, strict=True)]
         self._model.train()
-        return self.team.total(hits)[0] / len(self.data.test_x)
+        return [count / len(self.data.test_x) for count in self.team.total(*counts)]
+
+    def _certainly(self, eps: Sequence[float]) -> Callable[[Tensor, Tensor], list[Tensor]]:
+        """What tells, of logits and labels, which are right, and which within each of the sizes."""
+        held = self.held
+        if not eps or isinstance(held, str):
+            return lambda logits, y: [logits.argmax(1) == y] * (1 + len(eps))
+        constants = held.constants().cpu() / self.classifier.temperature
+
+        def judge(logits: Tensor, y: Tensor) -> list[Tensor]:
+            radii = held.radii(logits, y, constants)
+            return [logits.argmax(1) == y, *(radii > size for size in eps)]
+
+        return judge
 
     def state(self) -> dict[str, Any]:
         """All that the rest of the run depends on; with sharded weights, every process has to ask."""
