@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import io
 import math
 from typing import Any
@@ -150,32 +149,36 @@ def test_a_learnt_temperature_moves_and_a_fixed_one_does_not() -> None:
     assert fixed.classifier.temperature == pytest.approx(0.2)
 
 
+SORTING = {"activation": "maxmin", "init": "orthogonal", "optimizer": "adam", "lr": 1e-3, "epochs": 30}
+
+
 def test_training_for_margins_certifies_more() -> None:
-    """Of the same network, on the test images; what cross-entropy wins in accuracy is its margin's price."""
     shares = {}
-    for loss in ("ce", "hinge", "lmt"):
-        run = trainer(
-            loss=loss, margin=0.5, epochs=40, optimizer="adam", lr=5e-3, arch="lipschitz-cnn", temperature=0.05
-        )
-        steps(run, 120)
-        shares[loss] = run.tested([0.3])
+    for loss, temperature in (("ce", 0.03), ("hinge", 0.1), ("lmt", 0.1)):
+        run = trainer(loss=loss, margin=0.3, temperature=temperature, **SORTING)
+        steps(run, 90)
+        shares[loss] = run.tested([0.2])
+    for accuracy, _ in shares.values():
+        assert accuracy > 0.55
     for loss in ("hinge", "lmt"):
-        assert shares[loss][1] > shares["ce"][1] + 0.05
-        assert shares[loss][0] > 0.6
+        assert shares[loss][1] > shares["ce"][1] + 0.1
 
 
 def test_certified_accuracy_while_training_is_that_of_the_held_constants() -> None:
-    run = trainer(arch="lipschitz-cnn", temperature=0.05, optimizer="adam", lr=5e-3, epochs=20)
-    steps(run, 60)
+    run = trainer(loss="hinge", margin=0.3, temperature=0.1, **SORTING)
+    steps(run, 30)
     accuracy, *shares = run.tested([1e-6, 0.05, 0.2, 9.0])
     assert accuracy == run.accuracy()
     assert [accuracy, *shares] == sorted([accuracy, *shares], reverse=True)
     assert shares[0] == accuracy
     assert shares[-1] == 0
-    net = copy.deepcopy(run.classifier.net)
-    proven = sn.certify(net, (run.data.test_x, run.data.test_y), {"l2": [0.05, 0.2]})
-    for mine, sure in zip(shares[1:3], proven.results, strict=True):
-        assert mine == pytest.approx(sure.certified_accuracy, abs=0.041)  # two of 50 images
+    net, x, y = run.classifier.net.eval(), run.data.test_x, run.data.test_y
+    with torch.no_grad():
+        logits, constants = net(x), run.held.constants()
+    for eps, mine in zip([0.05, 0.2], shares[1:3], strict=True):
+        gaps = logits.gather(1, y[:, None]) - logits
+        near = [all(gaps[n, j] > eps * constants[y[n], j] for j in range(10) if j != y[n]) for n in range(len(y))]
+        assert mine == sum(near) / len(y)
 
 
 @pytest.mark.parametrize(

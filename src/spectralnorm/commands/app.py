@@ -15,13 +15,14 @@ from rich.console import Console, RenderableType
 from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 from spectralnorm import __version__
+from spectralnorm.commands import certify as certifying
 from spectralnorm.commands import demo as demonstration
 from spectralnorm.commands import train
-from spectralnorm.commands.certify import numbers
 from spectralnorm.commands.target import load_target
 from spectralnorm.commands.train import with_settings
 from spectralnorm.files import check_folder, write_atomically
 from spectralnorm.network.audit import audit as audit_model
+from spectralnorm.report.certification import certification_summary, certification_table
 from spectralnorm.report.plots import figure_class, robust_accuracy_plot
 from spectralnorm.report.tables import demo_notes, demo_summary, demo_table
 from spectralnorm.report.training import training_summary, training_table
@@ -131,7 +132,7 @@ def train_command(
     """Train a network with its norms held down; go on after a crash with --resume, scale out with torchrun."""
     with bad_input():
         settings = train.settings_from(given, config, out, resume=resume)
-        sizes = () if certify_eps == "none" else tuple(numbers("--certify-eps", certify_eps))
+        sizes = () if certify_eps == "none" else tuple(certifying.numbers("--certify-eps", certify_eps))
         options = Options(out, resume, checkpoint_every, log_every, tensorboard, prove, sizes)
         if json_file is not None:
             check_folder(json_file.parent)
@@ -141,6 +142,43 @@ def train_command(
             show(training_table(result), *training_summary(result, out))
             if json_file is not None:
                 write_json(json_file, result)
+
+
+@app.command(name="certify")
+def certify_command(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of a run of train, a saved state_dict, or package.module:factory.", show_default=False
+        ),
+    ],
+    arch: Annotated[
+        str | None,
+        typer.Option(help=f"Architecture of a state_dict: {', '.join(MODELS)}, or package.module:factory."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Data set as for train; its test images count.  [default: the run's, or digits]"),
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set's files.")] = None,
+    images: Annotated[int, typer.Option(min=0, help="The first so many test images; 0 for all.")] = 0,
+    eps: Annotated[str, typer.Option(help="L2 sizes, such as 0.25,0.5, or none.")] = "0.1,0.25,0.5,1",
+    linf_eps: Annotated[str | None, typer.Option(help="L-infinity sizes, such as 1/255,2/255.")] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 256,
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File of the result; what it holds is not done again.")
+    ] = None,
+) -> None:
+    """Prove which test images a network classifies right under every change of a size."""
+    with bad_input():
+        l2 = [] if eps == "none" else certifying.numbers("--eps", eps)
+        sizes = {"l2": l2, "linf": certifying.numbers("--linf-eps", linf_eps)}
+        request = certifying.Request(target, sizes, arch, data, data_dir, images, batch_size, json_file)
+        with progress() as on_progress:
+            found, known = certifying.run(request, on_progress)
+    show(certification_table(found), *certification_summary(found))
+    if known:
+        show(f"{json_file}: this was done before; nothing was computed anew.")
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import warnings
 from collections.abc import Mapping, Sequence
@@ -13,10 +14,12 @@ from torch import Tensor, nn
 
 from spectralnorm.training.imports import IMPORT_STRING, accepts, call_factory, import_attribute
 from spectralnorm.training.models import MODELS, build
+from spectralnorm.training.settings import Settings
 
-__all__ = ["load_target"]
+__all__ = ["load_target", "run_settings"]
 
 NESTED = ("state_dict", "model")  # keys under which checkpoints hold their state_dict
+MODEL_FILE = "model.pt"  # that a run leaves
 HOW_TO_SAVE = "save one with torch.save(model.state_dict(), path)"
 
 
@@ -24,10 +27,10 @@ def load_target(target: str, arch: str | None, input_shape: Sequence[int] | None
     """Load a model.
 
     Args:
-        target: path of a saved state_dict, or `package.module:attribute` of a model or of a function that
-            returns one.
+        target: path of a saved state_dict; folder of a run of `spectralnorm train`, whose `model.pt` is meant;
+            or `package.module:attribute` of a model or of a function that returns one.
         arch: for a state_dict: the name of an architecture, which is built with BatchNorm if the state_dict has
-            any, or `package.module:attribute`.
+            any, or `package.module:attribute`. That of a run is known, with its options.
         input_shape: for a named architecture, or a function of (input_shape, classes): one input's shape without
             batch.
 
@@ -42,7 +45,7 @@ def load_target(target: str, arch: str | None, input_shape: Sequence[int] | None
         >>> load_target("torch.nn:Identity", None, None)
         Identity()
     """
-    path = Path(target)
+    path = _saved(Path(target))
     if path.is_file():
         return _from_checkpoint(path, arch, input_shape)
     if not IMPORT_STRING.fullmatch(target):
@@ -52,6 +55,40 @@ def load_target(target: str, arch: str | None, input_shape: Sequence[int] | None
     if arch is not None:
         raise ValueError(f"--arch: got {arch} with {target}, expected it with a checkpoint only; leave it out")
     return _from_import(target)
+
+
+def run_settings(target: str | Path) -> Settings | None:
+    """The settings of the run of `spectralnorm train` that a folder, or the `model.pt` in it, is of.
+
+    Args:
+        target: as for `load_target`.
+
+    Returns:
+        The settings; None where it is something else.
+
+    Raises:
+        ValueError: when they are damaged, or of another release.
+    """
+    path = _saved(Path(target))
+    noted = path.parent / "settings.json"
+    if path.name != MODEL_FILE or not path.is_file() or not noted.is_file():
+        return None
+    try:
+        return Settings.of(json.loads(noted.read_text(encoding="utf-8")), str(noted))
+    except (json.JSONDecodeError, UnicodeDecodeError, TypeError) as error:
+        raise ValueError(f"{noted}: cannot read it ({error}); repair it, or move {path} elsewhere") from error
+
+
+def _saved(target: Path) -> Path:
+    """The file of a network in the folder of a run; another target is returned as it is."""
+    if not target.is_dir():
+        return target
+    if not (target / MODEL_FILE).is_file():
+        raise ValueError(
+            f"{target}: got a folder without {MODEL_FILE}, expected that of a finished run of spectralnorm train; "
+            "finish it with --resume, or give another"
+        )
+    return target / MODEL_FILE
 
 
 def _from_import(text: str) -> nn.Module:
@@ -68,8 +105,10 @@ def _from_import(text: str) -> nn.Module:
 
 
 def _from_checkpoint(path: Path, arch: str | None, input_shape: Sequence[int] | None) -> nn.Module:
-    state = _state_dict(path)
-    model = _architecture(path, arch, input_shape, state)
+    state, settings = _state_dict(path), run_settings(path)
+    arch = arch or (settings.arch if settings is not None else None)
+    options = settings.architecture if settings is not None and settings.arch == arch else None
+    model = _architecture(path, arch, input_shape, state, options)
     differences = _differences(model.state_dict(), state)
     parametrised = sorted({key.split(".parametrizations.")[0] for key in state if ".parametrizations." in key})
     if differences and parametrised:
@@ -131,8 +170,13 @@ def _load(path: Path) -> Any:
 
 
 def _architecture(
-    path: Path, arch: str | None, input_shape: Sequence[int] | None, state: Mapping[str, Tensor]
+    path: Path,
+    arch: str | None,
+    input_shape: Sequence[int] | None,
+    state: Mapping[str, Tensor],
+    options: Mapping[str, Any] | None,
 ) -> nn.Module:
+    """The network of an architecture, with the options of its run or as far as the state_dict tells them."""
     if imported := arch is not None and IMPORT_STRING.fullmatch(arch):
         found = import_attribute(arch)
         if isinstance(found, nn.Module) or not accepts(found, input_shape, 2):
@@ -151,6 +195,8 @@ def _architecture(
     matrices = [tensor for tensor in state.values() if tensor.ndim == 2]
     if not matrices:
         raise ValueError(f"{path}: got no matrix, expected the last layer of {arch}; give another --arch")
+    if options is not None:
+        return build(str(arch), input_shape, len(matrices[-1]), **options)
     batch_norm: bool | None = any(key.endswith("running_var") for key in state)
     if imported and not (batch_norm and accepts(found, input_shape, 2, batch_norm=True)):
         batch_norm = None

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
 from types import MappingProxyType
 from typing import Any
 
 from torch import Tensor, nn
 
 from .attacks import check_budget, check_count
+from .certification import Certification, CertifiedAccuracy
 from .certifier import Certifier
 
 __all__ = ["Certification", "CertifiedAccuracy", "certified_radius", "certify"]
@@ -18,56 +18,6 @@ __all__ = ["Certification", "CertifiedAccuracy", "certified_radius", "certify"]
 DEFAULT_EPS: Mapping[str, Sequence[float]] = MappingProxyType(
     {"l2": (36 / 255, 72 / 255, 108 / 255), "linf": (1 / 255, 2 / 255, 4 / 255)}
 )
-
-
-@dataclass(frozen=True)
-class CertifiedAccuracy:
-    """Share of examples that are proven to be classified right under every perturbation of one size.
-
-    Attributes:
-        norm: "l2" or "linf".
-        eps: largest perturbation of an example, in the units of the inputs.
-        certified_accuracy: a number in [0, 1].
-        through: "l2" where the L2 radius is compared with eps itself; "l2 / sqrt(dimension)" for L-infinity, where
-            a ball of radius eps lies in the L2 ball of radius eps sqrt(dimension).
-    """
-
-    norm: str
-    eps: float
-    certified_accuracy: float
-    through: str
-
-
-@dataclass(frozen=True)
-class Certification:
-    """What is proven of a classifier on a data set.
-
-    Attributes:
-        examples: how many there were.
-        clean_accuracy: share of them classified right, in float64 and as the model computes.
-        results: one entry per norm and eps.
-        radii: certified L2 radius of each example, in order; 0 where misclassified.
-        lipschitz: upper bound on the L2 Lipschitz constant of all logits together.
-
-    Example:
-        >>> import torch, spectralnorm as sn
-        >>> net = torch.nn.Linear(2, 2, bias=False)
-        >>> net.weight.data = torch.eye(2)
-        >>> found = sn.certify(net, (torch.tensor([[3.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 1])), {"l2": [1.0]})
-        >>> found.clean_accuracy, found.results[0].certified_accuracy
-        (1.0, 0.5)
-    """
-
-    examples: int
-    clean_accuracy: float
-    results: tuple[CertifiedAccuracy, ...]
-    radii: tuple[float, ...]
-    lipschitz: float
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the same as dictionaries, lists, numbers and strings; a radius that is infinite is None."""
-        radii = [radius if math.isfinite(radius) else None for radius in self.radii]
-        return {**asdict(self), "results": [asdict(result) for result in self.results], "radii": radii}
 
 
 def certified_radius(
@@ -118,6 +68,7 @@ def certify(
     batch_size: int = 256,
     rtol: float = 1e-3,
     min_variance: float | None = None,
+    on_batch: Callable[[int, int | None], None] | None = None,
 ) -> Certification:
     """Measure a classifier's certified accuracy: what it keeps under every perturbation of given sizes.
 
@@ -129,6 +80,7 @@ def certify(
         batch_size: examples per batch, for a pair of tensors.
         rtol: relative tolerance of the layers' norms.
         min_variance: as of `sn.lipschitz`; with a value above 0 radii hold only where that is so.
+        on_batch: called after each batch with the number of batches done, and their total (None if unknown).
 
     Returns:
         The radii, and the accuracies that follow from them.
@@ -150,21 +102,32 @@ def certify(
     certifier: Certifier | None = None
     radii: list[float] = []
     right = 0
-    for x, y in _batches(data, batch_size):
+    batches, total = _batches(data, batch_size)
+    for done, (x, y) in enumerate(batches, start=1):
         if certifier is None:
             certifier = Certifier(model, tuple(x.shape[1:]), rtol=rtol, min_variance=min_variance)
         found, known = certifier.judge(x, y)
         radii += found.tolist()
         right += int(known.sum())
+        if on_batch is not None:
+            on_batch(done, total)
     if certifier is None or not radii:
         raise ValueError("data: got no examples, expected at least one; pass (x, y) or an iterable of batches")
-    root = math.sqrt(math.prod(certifier.input_shape)) * (1 + 2.0**-50)
-    results = []
+    results = _accuracies(sizes, radii, math.prod(certifier.input_shape))
+    return Certification(len(radii), right / len(radii), results, tuple(radii), certifier.lipschitz)
+
+
+def _accuracies(
+    sizes: Sequence[tuple[str, float]], radii: Sequence[float], dimension: int
+) -> tuple[CertifiedAccuracy, ...]:
+    """The share of examples whose radius is above each size; L-infinity through the L2 ball around it."""
+    root = math.sqrt(dimension) * (1 + 2.0**-50)
+    found = []
     for norm, size in sizes:
         needed = size if norm == "l2" else size * root
         held = sum(radius > needed for radius in radii) / len(radii)
-        results.append(CertifiedAccuracy(norm, size, held, "l2" if norm == "l2" else "l2 / sqrt(dimension)"))
-    return Certification(len(radii), right / len(radii), tuple(results), tuple(radii), certifier.lipschitz)
+        found.append(CertifiedAccuracy(norm, size, held, "l2" if norm == "l2" else "l2 / sqrt(dimension)"))
+    return tuple(found)
 
 
 def _sizes(eps: Mapping[str, Sequence[float]]) -> list[tuple[str, float]]:
@@ -178,8 +141,8 @@ def _sizes(eps: Mapping[str, Sequence[float]]) -> list[tuple[str, float]]:
 
 def _batches(
     data: tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]], batch_size: int
-) -> Iterable[tuple[Tensor, Tensor]]:
-    """The batches of a data set."""
+) -> tuple[Iterable[tuple[Tensor, Tensor]], int | None]:
+    """The batches of a data set, and how many there are if that is known."""
     check_count("batch_size", batch_size)
     if isinstance(data, (tuple, list)) and len(data) == 2:
         x, y = data
@@ -188,10 +151,10 @@ def _batches(
                 raise ValueError(
                     f"data: got {len(x)} inputs and {len(y)} labels, expected one label per input; cut one"
                 )
-            return zip(x.split(batch_size), y.split(batch_size), strict=True)
+            return zip(x.split(batch_size), y.split(batch_size), strict=True), math.ceil(len(x) / batch_size)
     if isinstance(data, Tensor) or not isinstance(data, Iterable):
         raise TypeError(f"data: got a {type(data).__name__}, expected (x, y) or an iterable of such batches")
-    return map(_pair, data)
+    return map(_pair, data), len(data) if isinstance(data, Sized) else None
 
 
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:
