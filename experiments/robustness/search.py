@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from grid import COMMON, GRID
 from rich.console import Console
 from torch import nn
 
-from grid import COMMON, GRID
 from spectralnorm.files import write_atomically
 from spectralnorm.robustness.attacks import pgd
 from spectralnorm.training.conduct import Options, conduct, load_data
