@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .chance import wilson
-from .evaluation_table import rich_table, text_table
+from .evaluation_table import rich_page, rich_table, text_table
 from .masking import Alarm, alarms
 from .record import Record, Setup
 from .schema import SCHEMA, read, records_of, setup_of, setup_to_dict, to_dict
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
 WORST = "worst case"
@@ -267,14 +268,14 @@ class Evaluation:
         return cls(first.setup, ordered, totals.pop() if totals else None)
 
     def table(self) -> Table:
-        """Build the table of accuracies for rich, with the alarms below it."""
+        """Build the table of accuracies for rich, without the notes and alarms that `print` adds."""
         return rich_table(self)
 
     def __str__(self) -> str:
         return text_table(self)
 
-    def __rich__(self) -> Table:
-        return self.table()
+    def __rich__(self) -> Group:
+        return rich_page(self)
 
     def _withstood(self, rows: list[int]) -> int:
         return sum(

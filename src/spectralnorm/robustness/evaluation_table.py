@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from rich.console import Group
     from rich.table import Table
 
     from .evaluation import Accuracy, Evaluation
@@ -41,19 +42,33 @@ def rich_table(found: Evaluation) -> Table:
         found: The evaluation.
 
     Returns:
-        The table, with the notes below it.
+        The table, without the notes.
     """
     from rich import box
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0), caption=Text("\n".join(notes(found))))
-    table.caption_justify, table.caption_style = "left", ""
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
     for i, heading in enumerate(HEADINGS):
         table.add_column(heading, justify="left" if i < WORDS else "right", overflow="fold", no_wrap=i > 0)
     for line in _lines(found):
         table.add_row(*map(Text, line))
     return table
+
+
+def rich_page(found: Evaluation) -> Group:
+    """Build an evaluation's table for rich, and the notes below it, as wide as the console.
+
+    Args:
+        found: The evaluation.
+
+    Returns:
+        Both.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    return Group(rich_table(found), *map(Text, notes(found)))
 
 
 def notes(found: Evaluation) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any
@@ -70,7 +71,7 @@ def named(attacks: Sequence[str | Attack | NamedAttack]) -> tuple[NamedAttack, .
 
     Raises:
         TypeError: If one is neither a name nor a function.
-        ValueError: If there is none, a name is unknown, or two have the same name.
+        ValueError: If there is none, a name is unknown, or given twice.
 
     Example:
         >>> [attack.name for attack in named(["fgsm", partial(pgd, steps=50)])]
@@ -78,11 +79,15 @@ def named(attacks: Sequence[str | Attack | NamedAttack]) -> tuple[NamedAttack, .
     """
     if isinstance(attacks, str) or not attacks:
         raise ValueError(f"attacks: got {attacks!r}, expected a list of at least one; pass for example ['pgd']")
-    found = tuple(map(_named, attacks))
-    names = [attack.name for attack in found]
-    if twice := {name for name in names if names.count(name) > 1}:
-        raise ValueError(f"attacks: got {min(twice)} more than once, expected different names; rename or drop one")
-    return found
+    found: dict[str, NamedAttack] = {}
+    for attack in map(_named, attacks):
+        name = attack.name
+        while attack.kind == "own" and name in found:  # functions may share a name, as lambdas do
+            name = f"{attack.name}#{len(found) + 1}"
+        if name in found:
+            raise ValueError(f"attacks: got {name} more than once, expected different attacks; drop one")
+        found[name] = replace(attack, name=name)
+    return tuple(found.values())
 
 
 def _named(attack: str | Attack | NamedAttack) -> NamedAttack:
