@@ -89,7 +89,7 @@ def notes(found: Evaluation) -> list[str]:
             parts = ", ".join(f"{name} {count}" for name, count in entry.broken_by.items())
             said.append(f"Broken in {entry.attack}, {entry.norm} {entry.eps:.4g}: {parts}.")
     if not found.complete:
-        total = "an unknown number" if found.batches is None else str(found.batches)
+        total = "an unknown number of" if found.batches is None else str(found.batches)
         said.append(f"Not complete: {len(found.records)} of {total} batches.")
     said += [f"ALARM: {alarm.message}." for alarm in found.alarms]
     return said

@@ -31,7 +31,8 @@ class Shard:
 
     def first(self, find: Callable[[], T]) -> T:
         """What the first process finds, in all of them; its error, too."""
-        first: T = self.all(find if self.index == 0 else lambda: None)[0]
+        waits = self.together and self.index > 0
+        first: T = self.all((lambda: None) if waits else find)[0]
         return first
 
     def all(self, find: Callable[[], T]) -> list[Any]:
