@@ -130,7 +130,7 @@ def test_bad_input_is_one_line(trained: Path, importable: str, tmp_path: Path) -
         ((f"{importable}:missing",), ("missing",)),
     ]
     for flags, parts in cases:
-        check_says(complaint("evaluate", *flags, *FEW), *parts)
+        check_says(complaint("evaluate", *FEW, *flags), *parts)
 
 
 def test_damaged_settings_of_a_run(trained: Path, tmp_path: Path) -> None:
