@@ -27,7 +27,7 @@ PGD = ("--attacks", "fgsm,pgd", "--linf", "0.1,51/255", "--l2", "0.5")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a run of `spectralnorm train`."""
     out = tmp_path_factory.mktemp("trained") / "run"
-    flags = ("--epochs", "4", "--optimizer", "adam", "--lr", "0.005", "--batch-size", "32", "--target", "2")
+    flags = ("--epochs", "3", "--optimizer", "adam", "--lr", "0.005", "--batch-size", "64", "--target", "2")
     done = run("train", *flags, "--batch-norm", "--no-prove", "--device", "cpu", "--out", out)
     assert done.exit_code == 0, done.output
     return out
