@@ -134,9 +134,16 @@ def test_autoattack_is_the_librarys(norm: str) -> None:
     ours = autoattack(model, x, y, eps, norm=norm, seed=5, queries=200)
     assert torch.equal(fooled(model, ours, y), fooled(model, points, y))
     torch.testing.assert_close(ours, points, rtol=0, atol=2e-6)
-    if norm == "l2":
-        return  # what follows takes long, and knows no norm
-    found = evaluate(model, (x, y), [quick_autoattack()], {norm: [eps]}, seed=5, probes=0).results[0]
+
+
+def test_an_evaluation_counts_autoattack_as_the_library_does() -> None:
+    model, x, y = few(10)
+    theirs = library("pyautoattack").AutoAttack(model, norm="Linf", eps=0.08, seed=5, version="standard")
+    theirs.square.n_queries = 200
+    with torch.random.fork_rng():
+        points, _ = theirs.run_standard_evaluation(x, y, batch_size=len(x))
+    model.zero_grad(set_to_none=True)
+    found = evaluate(model, (x, y), [quick_autoattack()], {"linf": [0.08]}, seed=5, probes=0).results[0]
     assert found.right == len(x) - int(fooled(model, points, y).sum())
     assert list(found.broken_by) == ["apgd-ce", "apgd-t", "fab-t", "square"]
     assert sum(found.broken_by.values()) == len(x) - found.right
