@@ -40,7 +40,7 @@ SHARED_BY_ESTIMATORS = {
     *("ascent", "lanczos", "cells", "cholesky", "sharing", "search", "proof"),
 }
 BETWEEN_ESTIMATORS = {("certified", "tracked")}
-HEAVY = {"typer", "rich", "sklearn", "scipy", "matplotlib", "foolbox", "pandas", "torchvision"}
+HEAVY = {"typer", "rich", "sklearn", "scipy", "matplotlib", "foolbox", "pyautoattack", "pandas", "torchvision"}
 
 every_file = pytest.mark.parametrize("module", FILES)
 

@@ -184,3 +184,16 @@ def test_wrong_flags_of_train(tmp_path: Path, flags: tuple[str, ...], parts: tup
     done = run("train", "--out", tmp_path, "--images", "64", *flags)
     assert done.exit_code == 2, done.output
     check_says(done.stderr.splitlines()[-1], *parts)
+
+
+def test_a_run_is_attacked_as_it_was_trained(trained: Path) -> None:
+    """By `evaluate`, which builds the same network, its activation and pool included."""
+    done = run("evaluate", trained, "--images", "100", "--l2", "0.05", "--json", trained / "attacked.json")
+    assert done.exit_code == 0, done.output
+    attacked = sn.Evaluation.load(trained / "attacked.json")
+    data = load("digits", seed=3)
+    net = build("lenet", (1, 8, 8), 10, activation="maxmin", pool="max")
+    net.load_state_dict(torch.load(trained / "model.pt", weights_only=True)["state_dict"])
+    proven = sn.certify(net, (data.test_x[:100], data.test_y[:100]), {"l2": [0.05]})
+    assert attacked.clean_accuracy == proven.clean_accuracy
+    assert attacked.worst_case[0].robust_accuracy >= proven.results[0].certified_accuracy

@@ -8,7 +8,7 @@ __all__ = ["main"]
 
 
 def main() -> None:
-    """Run the command line: `spectralnorm demo` or `spectralnorm audit`, or the same with `python -m`.
+    """Run the command line: `spectralnorm demo`, `audit`, `train` or `evaluate`, or the same with `python -m`.
 
     Exits with 0, or with 2 and a line on stderr for bad input or without typer and rich.
     """

@@ -201,7 +201,7 @@ def test_random_starts_fill_the_ball() -> None:
 
 
 @pytest.mark.parametrize("norm", NORMS)
-@pytest.mark.parametrize("attack", ATTACKS.values(), ids=ATTACKS.keys())
+@pytest.mark.parametrize("attack", [ATTACKS["fgsm"].run, ATTACKS["pgd"].run], ids=["fgsm", "pgd"])
 def test_zero_and_tiny_gradients(attack: Any, norm: str) -> None:
     model = linear(2)
     nn.init.zeros_(model.weight)

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from spectralnorm.robustness.evaluate import DEFAULT_EPS, WORST, AttackResult, evaluate
+from spectralnorm.robustness.evaluate import DEFAULT_EPS, evaluate
+from spectralnorm.robustness.evaluation import WORST, AttackResult
 
 X = torch.tensor([[0.5, 0.45], [0.6, 0.4], [0.9, 0.1], [0.2, 0.8]])  # gaps 0.05, 0.2, 0.8; the last is wrong
 Y = torch.zeros(4, dtype=torch.int64)
@@ -48,7 +49,9 @@ def test_worst_case_is_taken_per_example() -> None:
     y = torch.tensor([0, 1])
     result = evaluate(nn.Identity(), (x, y), [toward(0), toward(1)], {"linf": [0.1]})
     assert rates(result.results) == [0.5, 0.5]
-    assert result.worst_case == [AttackResult(WORST, "linf", 0.1, 0.0)]
+    worst = result.worst_case[0]
+    assert (worst.attack, worst.norm, worst.eps, worst.right, worst.examples) == (WORST, "linf", 0.1, 0, 2)
+    assert worst.interval[0] == 0
 
 
 def test_attacks_that_cheat_are_cut_back() -> None:
@@ -82,7 +85,7 @@ def test_only_right_examples_are_attacked_and_batches_get_their_own_seed() -> No
         calls.append((len(x), seed))
         return x
 
-    evaluate(nn.Identity(), (X, Y), [record], {"linf": [0.1]}, batch_size=2, seed=7)
+    evaluate(nn.Identity(), (X, Y), [record], {"linf": [0.1]}, batch_size=2, seed=7, probes=0)
     assert calls == [(2, 7), (1, 8)]
 
 
@@ -102,10 +105,10 @@ def batches() -> Iterator[tuple[Tensor, Tensor]]:
 
 def test_pair_loader_list_and_generator_agree() -> None:
     sizes = {"linf": [0.03, 0.11]}
-    expected = evaluate(nn.Identity(), (X, Y), eps=sizes)
+    expected = evaluate(nn.Identity(), (X, Y), eps=sizes, batch_size=3)
     loader = DataLoader(TensorDataset(X, Y), batch_size=3)
     for data in (loader, list(batches()), batches(), [X, Y]):
-        assert evaluate(nn.Identity(), data, eps=sizes) == expected
+        assert evaluate(nn.Identity(), data, eps=sizes, batch_size=3) == expected
 
 
 def test_progress_knows_the_total_where_it_can() -> None:
@@ -133,12 +136,15 @@ def test_result_is_ready_for_json() -> None:
     ]
     report = json.loads(json.dumps(result.to_dict()))
     assert report["clean_accuracy"] == 0.75
-    assert report["results"][0] == {
-        "attack": "pgd",
-        "norm": "linf",
-        "eps": 2 / 255,
-        "robust_accuracy": 0.75,
-    }
+    first = report["results"][0]
+    assert (first["attack"], first["norm"], first["eps"], first["robust_accuracy"]) == (
+        "pgd",
+        "linf",
+        2 / 255,
+        0.75,
+    )
+    assert (first["right"], report["examples"]) == (3, 4)
+    assert first["interval"] == pytest.approx([0.3006, 0.9544], abs=1e-4)  # Wilson's, 3 of 4
 
 
 def test_other_bounds() -> None:
@@ -158,7 +164,7 @@ def broken(model: nn.Module, x: Tensor, y: Tensor, eps: float, **options: Any) -
 BAD: list[tuple[dict[str, Any], type[Exception], str]] = [
     ({"attacks": "pgd"}, ValueError, r"attacks: got 'pgd', expected a list"),
     ({"attacks": []}, ValueError, r"attacks: got \[\], expected a list of at least one"),
-    ({"attacks": ["deepfool"]}, ValueError, "attacks: got 'deepfool', expected one of fgsm, pgd"),
+    ({"attacks": ["jsma"]}, ValueError, "attacks: got 'jsma', expected one of fgsm, pgd"),
     ({"attacks": [3]}, TypeError, "attacks: got 3, expected a name or a function"),
     ({"attacks": [silent]}, ValueError, "attacks: got a NoneType from silent"),
     (

@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn, Ti
 from spectralnorm import __version__
 from spectralnorm.commands import certify as certifying
 from spectralnorm.commands import demo as demonstration
+from spectralnorm.commands import evaluate as evaluating
 from spectralnorm.commands import train
 from spectralnorm.commands.target import load_target
 from spectralnorm.commands.train import with_settings
@@ -26,6 +27,7 @@ from spectralnorm.report.certification import certification_summary, certificati
 from spectralnorm.report.plots import figure_class, robust_accuracy_plot
 from spectralnorm.report.tables import demo_notes, demo_summary, demo_table
 from spectralnorm.report.training import training_summary, training_table
+from spectralnorm.robustness.attacks import ATTACKS
 from spectralnorm.training.conduct import Options
 from spectralnorm.training.data import load
 from spectralnorm.training.models import MODELS
@@ -132,7 +134,7 @@ def train_command(
     """Train a network with its norms held down; go on after a crash with --resume, scale out with torchrun."""
     with bad_input():
         settings = train.settings_from(given, config, out, resume=resume)
-        sizes = () if certify_eps == "none" else tuple(certifying.numbers("--certify-eps", certify_eps))
+        sizes = () if certify_eps == "none" else tuple(evaluating.numbers("--certify-eps", certify_eps))
         options = Options(out, resume, checkpoint_every, log_every, tensorboard, prove, sizes)
         if json_file is not None:
             check_folder(json_file.parent)
@@ -142,6 +144,74 @@ def train_command(
             show(training_table(result), *training_summary(result, out))
             if json_file is not None:
                 write_json(json_file, result)
+
+
+@app.command()
+def evaluate(
+    target: Annotated[
+        str,
+        typer.Argument(
+            help="Folder of a run of train, a saved state_dict, or package.module:factory.", show_default=False
+        ),
+    ],
+    arch: Annotated[
+        str | None,
+        typer.Option(help=f"Architecture of a state_dict: {', '.join(MODELS)}, or package.module:factory."),
+    ] = None,
+    data: Annotated[
+        str | None,
+        typer.Option(help="Data set as for train; its test images are attacked.  [default: the run's, or digits]"),
+    ] = None,
+    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set's files.")] = None,
+    images: Annotated[int, typer.Option(min=0, help="Attack the first so many test images; 0 for all.")] = 0,
+    attacks: Annotated[str, typer.Option(help=f"Of {', '.join(ATTACKS)}.")] = "pgd",
+    linf: Annotated[str | None, typer.Option(help="Sizes in L-infinity, such as 2/255,8/255.")] = None,
+    l2: Annotated[str | None, typer.Option(help="Sizes in L2, such as 0.5,1.")] = None,
+    controls: Annotated[
+        str | None, typer.Option(help="Changes without an adversary: noise, blur, contrast, or noise:3.")
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Images at a time.")] = 256,
+    seed: Annotated[int, typer.Option(min=0, max=2**32 - 1, help="Seed of the attacks.")] = 0,
+    probes: Annotated[int, typer.Option(min=0, help="Images on which masked gradients are looked for.")] = 64,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    json_file: Annotated[
+        Path | None, typer.Option("--json", help="File of the results; what it holds is not done again.")
+    ] = None,
+) -> None:
+    """Attack a network, and print what accuracy it keeps; share the work among processes with torchrun."""
+    with bad_input():
+        eps = {"linf": evaluating.numbers("--linf", linf), "l2": evaluating.numbers("--l2", l2)}
+        request = evaluating.Request(
+            target,
+            arch,
+            data,
+            data_dir,
+            images,
+            tuple(name.strip() for name in attacks.split(",")),
+            {norm: sizes for norm, sizes in eps.items() if sizes},
+            evaluating.severities(controls),
+            *(batch_size, seed, probes, json_file, device),
+        )
+        with unfinished(json_file), progress() as on_progress:
+            found = evaluating.run(request, on_progress)
+    if found is not None:
+        show(found)
+
+
+@contextmanager
+def unfinished(json_file: Path | None) -> Iterator[None]:
+    """Say how to go on with an evaluation that was stopped or broke off; exit codes 130 and 1."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        reason, code = "the evaluation was stopped", 130
+    except (LostProcessError, FloatingPointError) as error:
+        reason, code = str(error), 1
+    else:
+        return
+    cure = "" if json_file is None else "; the same command goes on with what is done"
+    typer.echo(f"spectralnorm: {reason}{cure}", err=True)
+    raise typer.Exit(code)
 
 
 @app.command(name="certify")
@@ -171,8 +241,8 @@ def certify_command(
 ) -> None:
     """Prove which test images a network classifies right under every change of a size."""
     with bad_input():
-        l2 = [] if eps == "none" else certifying.numbers("--eps", eps)
-        sizes = {"l2": l2, "linf": certifying.numbers("--linf-eps", linf_eps)}
+        l2 = [] if eps == "none" else evaluating.numbers("--eps", eps)
+        sizes = {"l2": l2, "linf": evaluating.numbers("--linf-eps", linf_eps)}
         request = certifying.Request(target, sizes, arch, data, data_dir, images, batch_size, json_file)
         with progress() as on_progress:
             found, known = certifying.run(request, on_progress)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +20,7 @@ from spectralnorm.robustness.certify import certify
 from spectralnorm.training.data import Dataset, load
 from spectralnorm.training.settings import Settings
 
-__all__ = ["Request", "numbers", "run"]
+__all__ = ["Request", "run"]
 
 OnProgress = Callable[[str, float], None]
 DEFAULT_DATA = "digits"
@@ -141,28 +140,3 @@ def _same(path: Path, inputs: Mapping[str, Any]) -> Certification:
             "another --json, or delete it"
         )
     return found
-
-
-def numbers(flag: str, text: str | None) -> list[float]:
-    """Read numbers, such as 0.1,8/255.
-
-    Args:
-        flag: what to call them in errors.
-        text: separated by commas; None for none.
-
-    Returns:
-        The numbers.
-
-    Raises:
-        ValueError: when one is no number.
-
-    Example:
-        >>> numbers("--eps", "0.1,51/255")
-        [0.1, 0.2]
-    """
-    try:
-        return [float(Fraction(part.strip())) for part in text.split(",")] if text is not None else []
-    except (ValueError, ZeroDivisionError, OverflowError):
-        raise ValueError(
-            f"{flag}: got {text!r}, expected numbers such as 0.1 or 8/255,16/255; correct it"
-        ) from None

@@ -209,6 +209,7 @@ def _one(method: Method, data: Dataset, settings: Settings, on_progress: OnProgr
         settings.eps,
         seed=settings.seed,
         batch_size=100,
+        probes=0,
         on_batch=lambda done, total: on_progress(f"{method.label}: attacking", 0.5 + 0.5 * done / (total or done)),
     )
     return {

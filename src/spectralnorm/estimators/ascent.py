@@ -62,15 +62,23 @@ class Tracks:
         return Tracks(basis, w, height)
 
     def distinct(self, count: int) -> Tensor:
-        """Indices (g, count) of the highest tracks, those last that repeat a higher one's peak."""
+        """Indices (g, count) of the highest tracks, those last that repeat a higher one's peak.
+
+        As the kernel is real, a track has the height of the conjugate vector at the opposite frequency.
+
+        Returns:
+            The indices.
+        """
         order = self.height.argsort(1, descending=True)
         ranked = self.take(order)
-        x = ranked.basis[:, :, 0]
-        overlap = (x.conj() @ x.mT).abs() > 0.9
-        apart = (ranked.w[:, :, None] - ranked.w[:, None]).abs() % (2 * torch.pi)
-        near = (torch.minimum(apart, 2 * torch.pi - apart) < 0.1).all(-1)
-        repeats = torch.tril(overlap & near, diagonal=-1).any(-1)
-        place = torch.arange(order.shape[1], device=order.device) + order.shape[1] * repeats
+        x, w = ranked.basis[:, :, 0], ranked.w[:, :, None]
+        repeats = torch.zeros_like(x[:, :, :1], dtype=torch.bool)
+        for other, sign in ((x, 1.0), (x.conj(), -1.0)):
+            apart = (w - sign * ranked.w[:, None]).abs() % (2 * torch.pi)
+            close = (torch.minimum(apart, 2 * torch.pi - apart) < 0.1).all(-1)
+            repeats = repeats | (close & ((x.conj() @ other.mT).abs() > 0.9))
+        repeated = torch.tril(repeats, diagonal=-1).any(-1) | (ranked.height == 0)
+        place = torch.arange(order.shape[1], device=order.device) + order.shape[1] * repeated
         return order.gather(1, place.argsort(1)[:, :count])
 
 

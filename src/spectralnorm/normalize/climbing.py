@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,7 +13,7 @@ from spectralnorm.estimators.ascent import Tracks, power_sweep, sweep
 from spectralnorm.estimators.tracked import Tracked, frequency_step
 from spectralnorm.normalize.stack import TRACKS, Stack
 from spectralnorm.normalize.survey import peaks, survey
-from spectralnorm.operators.fourier import Symbol
+from spectralnorm.operators.fourier import Symbol, SymbolStack
 
 if TYPE_CHECKING:
     from spectralnorm.normalize.tracker import Tracker
@@ -53,12 +54,27 @@ def climb(stack: Stack, first: Tracker, *, tracks: int = TRACKS, found: Tracks |
     return _store(stack, climbing.take(torch.where(place == 0, leader, torch.where(place == leader, 0, place))))
 
 
-def look(member: Tracker, symbol: Symbol) -> Tracks:
-    """Survey a layer, and give the best of what climbs from the peaks."""
-    x = torch.view_as_complex(member.grid)
-    heights = survey(symbol, x, 2 if member.thorough else 1, member.turn)
-    tracks = peaks(symbol, x, heights, _PEAKS if member.thorough else _PEAKS_LARGE, member.turn)
-    tracks = _sweeps(symbol, tracks, _most(member), leader=False)
+def look(members: Sequence[Tracker], symbol: Symbol) -> Tracks:
+    """Survey layers of one layout, and give the best of what climbs from the peaks.
+
+    Args:
+        members: the layers, in step with each other.
+        symbol: theirs, one or stacked; the vectors of smaller layers are padded with zeros.
+
+    Returns:
+        A few tracks of each group of the symbol.
+    """
+    first = members[0]
+    spans = symbol.spans if isinstance(symbol, SymbolStack) else (slice(symbol.groups),)
+    grids = [torch.view_as_complex(member.grid) for member in members]
+    x = grids[0].new_zeros(symbol.groups, grids[0].shape[1], symbol.rows)
+    for span, grid in zip(spans, grids, strict=True):
+        x[span, :, : grid.shape[2]] = grid
+    heights = survey(symbol, x, 2 if first.thorough else 1, first.turn)
+    for span, grid in zip(spans, grids, strict=True):
+        grid.copy_(x[span, :, : grid.shape[2]])
+    tracks = peaks(symbol, x, heights, _PEAKS if first.thorough else _PEAKS_LARGE, first.turn)
+    tracks = _sweeps(symbol, tracks, _most(first), leader=False)
     return tracks.take(tracks.distinct(TRACKS))
 
 

@@ -109,18 +109,18 @@ def _advance(stack: Stack, members: Sequence[Member]) -> None:
     parts = stack.symbol.parts
     if first.thorough:
         due = stack.due_for_survey(members)
-        found = [
-            look(member, part) if wanted else None
-            for (member, _), part, wanted in zip(members, parts, due, strict=True)
-        ]
-        climb(stack, first, found=stack.padded(found))
+        found = None
+        if any(due):
+            asked = [member for (member, _), each in zip(members, due, strict=True) if each]
+            found = stack.placed(look(asked, stack.some(due)), due)
+        climb(stack, first, found=found)
     else:
         if _glide(stack, first):
             climb(stack, first, tracks=1)
         due = stack.due_for_survey(members)
     for (member, sources), part, wanted in zip(members, parts, due, strict=True):
         if wanted and not first.thorough:
-            climb(Stack.of([(member, sources)]), member, found=look(member, part))
+            climb(Stack.of([(member, sources)]), member, found=look([member], part))
     if parts[0].weight.device.type == "cpu":  # elsewhere the question would stop the stream
         _weigh(stack.strays(members))
     for member, sources in members:
@@ -133,7 +133,7 @@ def _weigh(strays: Sequence[Member]) -> None:
     for member, sources in strays:
         if member.weigh(sources):
             alone = Stack.of([(member, sources)])
-            climb(alone, member, found=look(member, alone.symbol.parts[0]))
+            climb(alone, member, found=look([member], alone.symbol))
 
 
 def _glide(stack: Stack, first: Tracker) -> bool:

@@ -74,19 +74,22 @@ class Stack:
         if any(scale is not None for pair in scales for scale in pair):
             self.symbol.scale(scales)
 
-    def padded(self, found: Sequence[Tracks | None]) -> Tracks | None:
-        """Tracks of some members as tracks of the stack; a group without any gets copies of zero vectors."""
-        some = [tracks for tracks in found if tracks is not None]
-        if not some:
-            return None
-        groups, count = self.symbol.groups, max(tracks.w.shape[1] for tracks in some)
-        basis = some[0].basis.new_zeros(groups, count, 3, self.symbol.rows)
-        w = some[0].w.new_zeros(groups, count, self.symbol.layout.axes)
-        for tracks, span in zip(found, self.symbol.spans, strict=True):
-            if tracks is not None:
-                basis[span, : tracks.w.shape[1], :, : tracks.basis.shape[3]] = tracks.basis
-                w[span, : tracks.w.shape[1]] = tracks.w
-        return Tracks(basis, w, w.new_zeros(groups, count))
+    def some(self, wanted: Sequence[bool]) -> Symbol:
+        """The symbol of some members, at least one."""
+        parts = [part for part, each in zip(self.symbol.parts, wanted, strict=True) if each]
+        return self.symbol if all(wanted) else stacked(parts)
+
+    def placed(self, found: Tracks, wanted: Sequence[bool]) -> Tracks:
+        """Tracks of `some` members as tracks of the stack; groups of the others get copies of zero vectors."""
+        count, basis = found.w.shape[1], found.basis
+        groups = [span for span, each in zip(self.symbol.spans, wanted, strict=True) if each]
+        whole = basis.new_zeros(self.symbol.groups, count, 3, self.symbol.rows)
+        w = found.w.new_zeros(self.symbol.groups, count, self.symbol.layout.axes)
+        begin = 0
+        for span in groups:
+            part = slice(begin, begin := begin + span.stop - span.start)
+            whole[span, ..., : basis.shape[3]], w[span] = basis[part], found.w[part]
+        return Tracks(whole, w, w.new_zeros(w.shape[:2]))
 
     def drift(self, changes: Tensor) -> None:
         """Tell each member by what share its heights have moved in this step: changes (g,)."""

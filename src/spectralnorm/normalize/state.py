@@ -21,7 +21,7 @@ from spectralnorm.operators.symbols import symbol_of
 __all__ = ["BUFFERS", "State", "fits"]
 
 _SURVEY = 10  # steps between surveys in a small model at most; sooner where heights have moved
-_DRIFT = 0.02  # by this share in all; and each
+_DRIFT = 0.01  # by this share in all; and each
 _SURVEY_BLIND = 3  # steps where that is not known, since asking would stop a GPU's stream;
 _DRIFT_LARGE = 0.1  # or by this share in all
 _SURVEY_LARGE = 100  # in a large model, where each layer has its own turn

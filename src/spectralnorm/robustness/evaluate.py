@@ -4,211 +4,172 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
-from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
-from .attacks import (
-    ATTACKS,
-    Attack,
-    check_batch,
-    check_budget,
-    check_choice,
-    check_count,
-    classify,
-    eval_mode,
-    project,
-)
+from .attacks.base import Attack, NamedAttack
+from .attacks.libraries import library
+from .attacks.named import named
+from .checks import check_bounds, check_budget, check_choice, check_count
+from .controls import SEVERITIES
+from .evaluation import Evaluation, in_order
+from .fingerprint import of_model, of_tensors, versions
+from .ledger import Ledger
+from .model import device_of, eval_mode
+from .record import Condition, Record, Setup
+from .running import OnAttack, Run, outline
+from .sharding import Shard, shard_of
+
+__all__ = ["DEFAULT_EPS", "Evaluation", "device_of", "evaluate"]
 
 Batches = Iterable[tuple[Tensor, Tensor]]
 OnBatch = Callable[[int, int | None], None]
 DEFAULT_EPS: Mapping[str, Sequence[float]] = MappingProxyType(
     {"linf": (2 / 255, 4 / 255, 8 / 255), "l2": (0.25, 0.5, 1.0)}
 )
-WORST = "worst case"
-
-
-@dataclass(frozen=True)
-class AttackResult:
-    """Share of examples that are classified right, clean and under one attack of one size.
-
-    Attributes:
-        attack: Name of the attack, or "worst case": of all of them, chosen for each example.
-        norm: "linf" or "l2".
-        eps: Largest perturbation of an example, in the units of the inputs.
-        robust_accuracy: A number in [0, 1].
-    """
-
-    attack: str
-    norm: str
-    eps: float
-    robust_accuracy: float
-
-
-@dataclass(frozen=True)
-class Evaluation:
-    """Accuracy with and without attacks.
-
-    Attributes:
-        examples: How many examples were tried.
-        clean_accuracy: Share of them classified right without attack.
-        results: One entry per norm, eps and attack.
-        worst_case: One entry per norm and eps: an example counts only if it withstands every attack.
-
-    Example:
-        >>> import torch, spectralnorm as sn
-        >>> x, y = torch.rand(8, 4), torch.arange(8) % 2
-        >>> found = sn.evaluate(torch.nn.Linear(4, 2), (x, y), ["fgsm"], {"l2": [0.1]})
-        >>> found.examples, len(found.worst_case)
-        (8, 1)
-    """
-
-    examples: int
-    clean_accuracy: float
-    results: list[AttackResult]
-    worst_case: list[AttackResult]
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the same as dictionaries, lists, strings and numbers, ready for JSON."""
-        return asdict(self)
+NO_CONTROLS: Mapping[str, Sequence[int]] = MappingProxyType({})
 
 
 def evaluate(
     model: nn.Module,
     data: tuple[Tensor, Tensor] | Batches,
-    attacks: Sequence[str | Attack] = ("pgd",),
+    attacks: Sequence[str | Attack | NamedAttack] = ("pgd",),
     eps: Mapping[str, Sequence[float]] = DEFAULT_EPS,
     *,
     bounds: tuple[float, float] = (0.0, 1.0),
     seed: int = 0,
     batch_size: int = 256,
+    controls: Mapping[str, Sequence[int]] = NO_CONTROLS,
+    probes: int = 64,
+    resume: str | Path | None = None,
+    shard: tuple[int, int] | None = None,
     on_batch: OnBatch | None = None,
+    on_attack: OnAttack | None = None,
 ) -> Evaluation:
     """Measure a classifier's accuracy on clean inputs and under attacks.
 
     The attacks' word is not taken: what they return is cut to eps and to the bounds, and classified again.
     Only examples that are classified right without attack are attacked. The model is evaluated in eval mode,
-    and its modes are restored. Wrong arguments raise `TypeError` or `ValueError`.
+    and its modes are restored. Where torch.distributed is initialised, each process takes every so-manieth batch,
+    and all return the whole.
 
     Args:
         model: Classifier from (N, ...) to logits, (N, classes).
-        data: Inputs and labels, (N, ...) and (N,), or an iterable of such batches, as a `DataLoader` is.
-        attacks: Names ("fgsm", "pgd": on the margin) or functions with the signature of `Attack`.
+        data: Inputs and labels, (N, ...) and (N,), or an iterable of such batches, as a `DataLoader` is, which
+            must give the same batches each time where `resume` or several processes are used.
+        attacks: Names ("fgsm"; "pgd", on the margin; "pgd-ce"; "cw", "deepfool", "ddn", "fmn" through foolbox;
+            "square", "apgd-ce", "apgd-t", "fab-t", "autoattack" through pyautoattack) or functions with the
+            signature of `Attack`. An attack is run in those of the norms that it is made for.
         eps: Sizes of the perturbations to try for each norm ("linf", "l2"), in the units of the inputs.
         bounds: Lowest and highest value of an input.
         seed: Seed of the attacks; batch number i gets seed + i.
         batch_size: Examples per batch, for a pair of tensors.
+        controls: Severities, 1 to 5, of changes without an adversary ("noise", "blur", "contrast"), to compare
+            with.
+        probes: Right examples of the first batch on which masked gradients are looked for; 0 for none.
+        resume: File that gets each batch as it is done, JSON. What it holds already is not done again.
+        shard: Index and count: evaluate every count-th batch only. `Evaluation.merge` puts shards together.
         on_batch: Called after each batch with the number of batches done, and their total (None if unknown).
+        on_attack: Called before each attack with its name, norm and eps.
 
     Returns:
-        Clean and robust accuracies.
+        Clean and robust accuracies, and alarms where gradients seem to be masked.
 
     Raises:
-        ValueError: If there are no examples.
+        TypeError: If an argument's type is wrong.
+        ValueError: If an argument's value is wrong, there are no examples, or the file is of another evaluation.
+        ImportError: If an attack's library is not installed.
+        FloatingPointError: If logits or gradients are not finite.
 
     Example:
+        >>> import torch
         >>> x, y = torch.tensor([[0.5, 0.4], [0.9, 0.1]]), torch.tensor([0, 0])
         >>> evaluate(nn.Identity(), (x, y), eps={"linf": [0.1]}).worst_case[0].robust_accuracy
         0.5
     """
-    named = _named(attacks)
-    budgets = _budgets(eps, len(named))
-    batches, total = _batches(data, batch_size)
-    examples = correct = 0
+    chosen = named(attacks)
+    check_bounds(bounds)
+    check_count("probes", probes, 0)
+    part = shard_of(shard)
     with eval_mode(model):
-        for done, (inputs, labels) in enumerate(batches):
-            check_batch(inputs, labels, bounds)
-            x, y = inputs.to(device_of(model, inputs)), labels.to(device_of(model, inputs))
-            right = _right(model, x, y)
-            examples, correct = examples + len(x), correct + int(right.sum())
-            for budget in budgets if right.any() else []:
-                budget.add(_held(model, x[right], y[right], budget, named, bounds, seed + done))
-            if on_batch is not None:
-                on_batch(done + 1, total)
-    if examples == 0:
+        setup = Setup(
+            model=of_model(model),
+            conditions=_conditions(chosen, eps),
+            kinds={each.name: each.kind + (", cross-entropy" if each.cross_entropy else "") for each in chosen},
+            controls=_controls(controls),
+            bounds=(float(bounds[0]), float(bounds[1])),
+            seed=seed,
+            probes=probes,
+            versions=versions(["spectralnorm", "torch", *_libraries(chosen)]),
+        )
+        batches, total = _batches(data, batch_size)
+        run = Run(model, {each.name: each for each in chosen}, setup, on_attack)
+        ledger = Ledger(resume, setup, part.index if part.together else None)
+        found = _over(part, run, ledger, batches, partial(_report, on_batch, total))
+    if found.complete and found.examples == 0:
         raise ValueError("data: got no examples, expected at least one; pass (x, y) or an iterable of batches")
-    return _summary(examples, correct, budgets, [name for name, _ in named])
+    return found
 
 
-@dataclass
-class _Budget:
-    """One norm and eps: how many examples withstood each attack, and how many withstood all."""
+def _over(part: Shard, run: Run, ledger: Ledger, batches: Batches, report: Callable[[int], None]) -> Evaluation:
+    """Do the batches of this part that are not done, exchange them with other processes, and write the whole."""
+    before = part.first(ledger.before)
+    ledger.keep(before)
+    done = dict(before)
 
-    norm: str
-    eps: float
-    withstood: Tensor  # (attacks,), int64
-    withstood_all: int = 0
-
-    def add(self, held: Tensor) -> None:
-        """Count one batch: `held`, (attacks, N), bool."""
-        self.withstood += held.sum(1).cpu()
-        self.withstood_all += int(held.all(0).sum())
-
-
-def _held(
-    model: nn.Module,
-    x: Tensor,
-    y: Tensor,
-    budget: _Budget,
-    named: list[tuple[str, Attack]],
-    bounds: tuple[float, float],
-    seed: int,
-) -> Tensor:
-    """Return which examples withstand each attack, (attacks, N), judged on points cut to eps and bounds."""
-    held = []
-    for name, attack in named:
-        point = attack(model, x, y, budget.eps, norm=budget.norm, bounds=bounds, seed=seed)
-        if not isinstance(point, Tensor) or point.shape != x.shape or not torch.isfinite(point).all():
+    def own() -> tuple[dict[int, Record], int]:
+        found, count = {}, 0
+        for index, (x, y) in enumerate(batches):
+            count = index + 1
+            if index in before:
+                _check_same(before[index], x, y, ledger.path)
+            elif part.has(index):
+                found[index] = run.record(index, x, y)
+                ledger.add(found[index])
+            report(count)
+        if before and max(before) >= count:
             raise ValueError(
-                f"attacks: got {_outline(point)} from {name}, expected finite numbers in a tensor of shape "
-                f"{tuple(x.shape)}; return the adversarial inputs alone"
+                f"data: got {count} batches, expected at least the {max(before) + 1} of {ledger.path}; evaluate "
+                "the same data, or give another file"
             )
-        held.append(_right(model, project(point.detach().to(x), x, budget.eps, budget.norm, bounds), y))
-    return torch.stack(held)
+        return found, count
+
+    outcomes = part.all(own)
+    for found, _ in outcomes:
+        done |= found
+    whole = in_order(run.setup, done.values(), max(count for _, count in outcomes))
+    part.first(partial(ledger.close, whole))
+    return whole
 
 
-def _right(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
-    """Return which examples the model classifies right in eval mode, (N,)."""
-    if len(x) == 0:
-        return torch.zeros_like(y, dtype=torch.bool)
-    with eval_mode(model), torch.no_grad():
-        return classify(model, x, y).argmax(1) == y
+def _check_same(record: Record, x: Tensor, y: Tensor, path: Path | None) -> None:
+    """Check that a batch is the one that was done before."""
+    if of_tensors(x, y) != record.data:
+        raise ValueError(
+            f"data: got another batch {record.index} than {path} holds, expected the same; evaluate the same data "
+            "in the same order and batch_size, or give another file"
+        )
 
 
-def _summary(examples: int, correct: int, budgets: list[_Budget], names: list[str]) -> Evaluation:
-    """Turn counts into accuracies."""
-    results = [
-        AttackResult(name, budget.norm, budget.eps, count / examples)
-        for budget in budgets
-        for name, count in zip(names, budget.withstood.tolist(), strict=True)
-    ]
-    worst = [AttackResult(WORST, budget.norm, budget.eps, budget.withstood_all / examples) for budget in budgets]
-    return Evaluation(examples, correct / examples, results, worst)
+def _report(on_batch: OnBatch | None, total: int | None, done: int) -> None:
+    if on_batch is not None:
+        on_batch(done, total)
 
 
-def _named(attacks: Sequence[str | Attack]) -> list[tuple[str, Attack]]:
-    """Return the attacks with their names."""
-    if isinstance(attacks, str) or not attacks:
-        raise ValueError(f"attacks: got {attacks!r}, expected a list of at least one; pass for example ['pgd']")
-    named: list[tuple[str, Attack]] = []
-    for attack in attacks:
-        if isinstance(attack, str):
-            check_choice("attacks", attack, ATTACKS)
-            named.append((attack, ATTACKS[attack]))
-        elif callable(attack):
-            named.append((getattr(attack, "__name__", type(attack).__name__), attack))
-        else:
-            raise TypeError(
-                f"attacks: got {attack!r}, expected a name or a function; pass one of {', '.join(ATTACKS)}"
-            )
-    return named
+def _libraries(attacks: Sequence[NamedAttack]) -> list[str]:
+    """The packages that the attacks need, which are imported before the work, not in the middle of it."""
+    needed = sorted({attack.library for attack in attacks if attack.library})
+    for package in needed:
+        library(package)
+    return needed
 
 
-def _budgets(eps: Mapping[str, Sequence[float]], attacks: int) -> list[_Budget]:
-    """Return one budget per norm and eps, with nothing counted yet."""
+def _conditions(attacks: Sequence[NamedAttack], eps: Mapping[str, Sequence[float]]) -> tuple[Condition, ...]:
+    """Every attack in every size of the norms that it is made for."""
     if not isinstance(eps, Mapping) or any(not isinstance(sizes, Sequence) for sizes in eps.values()):
         raise TypeError(
             f"eps: got {eps!r}, expected a list of sizes per norm; pass for example {{'linf': [0.03]}}"
@@ -218,7 +179,35 @@ def _budgets(eps: Mapping[str, Sequence[float]], attacks: int) -> list[_Budget]:
         raise ValueError(f"eps: got {eps!r}, expected at least one size; pass for example {{'linf': [0.03]}}")
     for norm, size in pairs:
         check_budget(size, norm)
-    return [_Budget(norm, size, torch.zeros(attacks, dtype=torch.int64)) for norm, size in pairs]
+        if pairs.count((norm, size)) > 1:
+            raise ValueError(f"eps: got {size} more than once for {norm}, expected different sizes; drop one")
+    for attack in attacks:
+        if not any(norm in attack.norms for norm, _ in pairs):
+            raise ValueError(
+                f"eps: got none in {' or '.join(attack.norms)}, expected one for {attack.name}; add it, or drop "
+                "the attack"
+            )
+    return tuple(
+        Condition(attack.name, norm, float(size))
+        for norm, size in pairs
+        for attack in attacks
+        if norm in attack.norms
+    )
+
+
+def _controls(controls: Mapping[str, Sequence[int]]) -> tuple[tuple[str, int], ...]:
+    """Every change without an adversary, with its severity."""
+    if not isinstance(controls, Mapping) or any(not isinstance(each, Sequence) for each in controls.values()):
+        raise TypeError(
+            f"controls: got {controls!r}, expected severities by name; pass for example {{'blur': [3]}}"
+        )
+    for name, severities in controls.items():
+        check_choice("controls", name, SEVERITIES)
+        for severity in severities:
+            check_count("severity", severity)
+            if severity > 5:
+                raise ValueError(f"severity: got {severity}, expected 1 to 5; choose one of these")
+    return tuple((name, severity) for name, severities in controls.items() for severity in severities)
 
 
 def _batches(data: tuple[Tensor, Tensor] | Batches, batch_size: int) -> tuple[Batches, int | None]:
@@ -229,7 +218,7 @@ def _batches(data: tuple[Tensor, Tensor] | Batches, batch_size: int) -> tuple[Ba
         if isinstance(x, Tensor) and isinstance(y, Tensor):
             return _cut(x, y, batch_size), math.ceil(len(x) / batch_size)
     if isinstance(data, Tensor) or not isinstance(data, Iterable):
-        raise TypeError(f"data: got {_outline(data)}, expected (x, y) or an iterable of such batches; pass a pair")
+        raise TypeError(f"data: got {outline(data)}, expected (x, y) or an iterable of such batches; pass a pair")
     return map(_pair, data), len(data) if isinstance(data, Sized) else None
 
 
@@ -244,15 +233,5 @@ def _cut(x: Tensor, y: Tensor, batch_size: int) -> Batches:
 def _pair(batch: Any) -> tuple[Tensor, Tensor]:
     """Check that a batch is a pair."""
     if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise TypeError(f"data: got a batch that is {_outline(batch)}, expected a pair (x, y) of tensors")
+        raise TypeError(f"data: got a batch that is {outline(batch)}, expected a pair (x, y) of tensors")
     return batch[0], batch[1]
-
-
-def _outline(value: object) -> str:
-    """Describe a value in a few words."""
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
-
-
-def device_of(model: nn.Module, default: Tensor) -> torch.device:
-    """Return the device of the model's first parameter, or that of `default` where there is none."""
-    return next(iter(model.parameters()), default).device

@@ -1,0 +1,63 @@
+"""What the study compares: methods by network, and the six configurations that each may choose from.
+
+Every configuration is a set of settings of `spectralnorm train`; what they share is in `COMMON`. A configuration
+varies target, temperature and schedule, each method in the range where first trials showed it to work: targets and
+temperatures of one method mean nothing to another.
+"""
+
+from __future__ import annotations
+
+from itertools import product
+from typing import Any
+
+__all__ = ["COMMON", "GRID"]
+
+Configuration = dict[str, Any]
+
+COMMON: Configuration = {
+    "data": "fashion-mnist",
+    "optimizer": "adam",
+    "lr": 0.003,
+    "weight_decay": 0.0,
+    "augment": "flip",
+    "amp": "bf16",
+}
+
+
+def _grid(fixed: Configuration, **choices: list[Any]) -> list[Configuration]:
+    """All combinations of the choices; six."""
+    return [{**fixed, **dict(zip(choices, values, strict=True))} for values in product(*choices.values())]
+
+
+BATCHNORM: Configuration = {"arch": "resnet20", "batch_norm": True}
+WITHOUT: Configuration = {"arch": "resnet20", "init": "orthogonal"}
+PLAIN_START: Configuration = {"arch": "resnet20"}  # PyTorch's methods have no start of their own
+SMALL: Configuration = {"arch": "small-cnn"}
+
+GRID: dict[str, dict[str, list[Configuration]]] = {
+    "resnet20": {
+        "plain": _grid({**BATCHNORM, "normalize": "none"}, temperature=[0.3, 1.0, 3.0], lr=[0.003, 0.01]),
+        "pytorch": _grid({**BATCHNORM, "normalize": "pytorch"}, temperature=[0.1, 0.3, 1.0], lr=[0.003, 0.01]),
+        "pytorch without BatchNorm": _grid(
+            {**PLAIN_START, "normalize": "pytorch"}, target=[1.0, 1.5], temperature=[0.03, 0.1, 0.3]
+        ),
+        "penalty without BatchNorm": _grid(
+            {**PLAIN_START, "normalize": "penalty"}, penalty=[0.001, 0.01, 0.1], temperature=[0.1, 1.0]
+        ),
+        "ours, folded, hard": _grid(BATCHNORM, target=[1.5, 2.5], temperature=[0.1, 0.3, 1.0]),
+        "ours, folded, soft": _grid({**BATCHNORM, "mode": "soft"}, target=[1.5, 2.5], temperature=[0.1, 0.3, 1.0]),
+        "ours, without BatchNorm, hard": _grid(WITHOUT, target=[1.0, 1.5], temperature=[0.03, 0.1, 0.3]),
+        "ours, without BatchNorm, soft": _grid(
+            {**WITHOUT, "mode": "soft"}, target=[1.0, 1.5], temperature=[0.03, 0.1, 0.3]
+        ),
+    },
+    "small-cnn": {
+        "plain": _grid({**SMALL, "normalize": "none"}, temperature=[0.3, 1.0, 3.0], lr=[0.001, 0.003]),
+        "pytorch": _grid({**SMALL, "normalize": "pytorch"}, target=[1.0, 1.5], temperature=[0.1, 0.3, 1.0]),
+        "penalty": _grid({**SMALL, "normalize": "penalty"}, penalty=[0.001, 0.01, 0.1], temperature=[0.1, 1.0]),
+        "ours, hard": _grid({**SMALL, "init": "orthogonal"}, target=[1.0, 1.5], temperature=[0.1, 0.3, 1.0]),
+        "ours, soft": _grid(
+            {**SMALL, "init": "orthogonal", "mode": "soft"}, target=[1.0, 1.5], temperature=[0.1, 0.3, 1.0]
+        ),
+    },
+}

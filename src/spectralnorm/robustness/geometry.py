@@ -1,0 +1,94 @@
+"""Balls around inputs: steps in them, random points of them, and the way back into them."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .checks import Bounds
+
+
+def project(candidate: Tensor, x: Tensor, eps: float, norm: str, bounds: Bounds) -> Tensor:
+    """Bring each candidate within eps of its clean input, then within the bounds.
+
+    Args:
+        candidate: Points to move, (N, ...).
+        x: Clean inputs within the bounds, shaped as `candidate`.
+        eps: Largest perturbation of an example.
+        norm: "linf" or "l2".
+        bounds: Lowest and highest value of an input.
+
+    Returns:
+        Points within eps of x, up to rounding, and within the bounds, shaped as x.
+
+    Example:
+        >>> project(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), 1.0, "l2", (0.0, 0.7))
+        tensor([[0.6000, 0.7000]])
+    """
+    delta = candidate - x
+    if norm == "linf":
+        delta = delta.clamp(-eps, eps)
+    else:
+        length = lengths(delta)
+        delta = torch.where(length > eps, delta * (eps / length), delta)
+    return (x + delta).clamp(*bounds)
+
+
+def direction(gradient: Tensor, norm: str) -> Tensor:
+    """Return the steepest step of length one in that norm; zero where the gradient is zero."""
+    if norm == "linf":
+        return gradient.sign()
+    largest = gradient.abs().amax(tuple(range(1, gradient.ndim)), keepdim=True)
+    scaled = gradient / torch.where(largest > 0, largest, 1)  # squares of tiny gradients would underflow
+    return scaled / lengths(scaled).clamp_min(1)
+
+
+def noise(x: Tensor, eps: float, norm: str, generator: torch.Generator) -> Tensor:
+    """Draw perturbations uniformly from the ball of radius eps, shaped as x."""
+    if norm == "linf":
+        return torch.empty_like(x).uniform_(-eps, eps, generator=generator)
+    gauss = torch.empty_like(x).normal_(generator=generator)
+    uniform = torch.empty_like(lengths(x)).uniform_(generator=generator)
+    return eps * uniform.pow(1 / x[0].numel()) * direction(gauss, norm)  # volume grows as radius^d
+
+
+def lengths(delta: Tensor) -> Tensor:
+    """Return the L2 norm of each example, (N, 1, ...)."""
+    length: Tensor = torch.linalg.vector_norm(delta, dim=tuple(range(1, delta.ndim)), keepdim=True)
+    return length
+
+
+def confined(candidate: Tensor, x: Tensor, eps: float, norm: str, bounds: Bounds) -> Tensor:
+    """Bring what an attack returns within eps and the bounds; points that lie there already stay as they are.
+
+    Args:
+        candidate: What it returned, (N, ...).
+        x: Clean inputs within the bounds, shaped as `candidate`.
+        eps: Largest perturbation of an example.
+        norm: "linf" or "l2".
+        bounds: Lowest and highest value of an input.
+
+    Returns:
+        Points within eps of x, up to rounding, and within the bounds; x itself where a value is not finite.
+
+    Example:
+        >>> confined(torch.tensor([[0.3, 9.0], [0.1, torch.nan]]), torch.zeros(2, 2), 0.5, "linf", (0.0, 1.0))
+        tensor([[0.3000, 0.5000],
+                [0.0000, 0.0000]])
+    """
+    if len(x) == 0:
+        return x
+    each = (-1, *[1] * (x.ndim - 1))
+    candidate = torch.where(torch.isfinite(candidate).flatten(1).all(1).view(each), candidate, x)
+    inside = ((candidate >= bounds[0]) & (candidate <= bounds[1])).flatten(1).all(1)
+    inside &= distance(candidate, x, norm) <= eps
+    return torch.where(inside.view(each), candidate, project(candidate, x, eps, norm, bounds))
+
+
+def distance(one: Tensor, other: Tensor, norm: str) -> Tensor:
+    """Return how far each example lies from the other, (N,), in float64."""
+    delta = (one.double() - other.double()).flatten(1)
+    if norm == "linf":
+        return delta.abs().amax(1)
+    length: Tensor = torch.linalg.vector_norm(delta, dim=1)
+    return length
