@@ -195,7 +195,7 @@ def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, monkeypatch: pytes
     def interrupt(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(conduct.Trainer, "accuracy", interrupt)
+    monkeypatch.setattr(conduct.Trainer, "tested", interrupt)
     stopped = run("train", *QUICK, "--checkpoint-every", "2", "--out", tmp_path)
     assert stopped.exit_code == 130
     check_says(stopped.stderr.splitlines()[-1], "was stopped", "checkpoint.pt", f"--resume --out {tmp_path}")
