@@ -72,7 +72,8 @@ def last_linear(found: Analysis) -> LastLinear | None:
     while node.op == "call_function" and node.target in _SCALINGS:
         inputs = [arg for arg in node.args if arg in found.bounds]
         others = [arg for arg in node.args if arg not in found.bounds]
-        if node.kwargs or len(inputs) != 1 or any(isinstance(arg, fx.Node) and found.entries.get(arg) != 1 for arg in others):
+        several = any(isinstance(arg, fx.Node) and found.entries.get(arg) != 1 for arg in others)
+        if node.kwargs or len(inputs) != 1 or several:
             return None
         (row,) = [row for row in found.rows if row.name == node.name]
         factor = product_up([factor, float(row.constant)])  # type: ignore[arg-type]
