@@ -114,7 +114,7 @@ def test_missing_file(tmp_path: Path) -> None:
     assert "missing.pt: got no such file, expected a saved state_dict" in complaint(
         "audit", tmp_path / "missing.pt", *ARCH
     )
-    assert "no such file" in complaint("audit", tmp_path, *ARCH)
+    assert "got a folder without model.pt" in complaint("audit", tmp_path, *ARCH)
 
 
 DAMAGED = {
