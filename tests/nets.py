@@ -138,3 +138,13 @@ def trained_folded(steps: int = 3) -> nn.Sequential:
 def folded_norms(net: nn.Module) -> list[float]:
     """Of the three maps of `batchnorm_net`, by the reference, in eval mode as they are read."""
     return [size_free_norm(net[0:2]), size_free_norm(net[3:5]), size_free_norm(net[7])]
+
+
+def nudge(net: nn.Module, size: float) -> None:
+    """Add noise of this relative size to every weight."""
+    generator = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for i in LAYERS:
+            weight = original(net[i])
+            noise = torch.randn(weight.shape, generator=generator)
+            weight.add_(noise * float(size * weight.double().norm() / noise.norm()))

@@ -197,3 +197,9 @@ def test_a_run_is_attacked_as_it_was_trained(trained: Path) -> None:
     proven = sn.certify(net, (data.test_x[:100], data.test_y[:100]), {"l2": [0.05]})
     assert attacked.clean_accuracy == proven.clean_accuracy
     assert attacked.worst_case[0].robust_accuracy >= proven.results[0].certified_accuracy
+
+
+def test_a_checkpoint_of_a_run_is_its_network_as_far_as_it_is_trained(trained: Path) -> None:
+    for command in ("audit", "certify"):
+        done = run(command, trained / "checkpoint.pt", *(("--input-shape", "1,8,8") if command == "audit" else ()))
+        assert done.exit_code == 0, done.output

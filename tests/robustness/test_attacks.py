@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor, nn
+from trained import closed_form, linear, trained_on_digits
 
 from spectralnorm.robustness.attacks import ATTACKS, LOSSES, NORMS, eval_mode, fgsm, margin, pgd, project
-from spectralnorm.training.data import digits
-from spectralnorm.training.loop import train
 from spectralnorm.training.models import small_cnn
 
 WIDE = (-100.0, 100.0)
@@ -21,32 +21,7 @@ FOOLBOX = pytest.mark.filterwarnings("ignore:Please import .gaussian_filter.:Dep
 
 @pytest.fixture(scope="module")
 def trained() -> tuple[nn.Module, Tensor, Tensor]:
-    """A small network trained on digits, and the test images that it classifies right."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        model = small_cnn((1, 8, 8), 10, width=8)
-    data = digits()
-    train(model, data, epochs=8, lr=5e-3)
-    with torch.no_grad():
-        right = model(data.test_x).argmax(1) == data.test_y
-    assert right.sum() > 350
-    return model, data.test_x[right], data.test_y[right]
-
-
-def linear(classes: int, features: int = 6) -> nn.Linear:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return nn.Linear(features, classes, dtype=torch.float64)
-
-
-def margin_and_gap(model: nn.Linear, x: Tensor, norm: str) -> tuple[Tensor, Tensor]:
-    """Labels as predicted, and each example's smallest perturbation that changes them, in closed form."""
-    logits = model(x).detach()
-    y = logits.argmax(1)
-    difference = model.weight.detach()[y][:, None] - model.weight.detach()[None]  # (N, classes, features)
-    dual = difference.norm(dim=2) if norm == "l2" else difference.abs().sum(2)
-    gaps = (logits.gather(1, y[:, None]) - logits) / dual
-    return y, gaps.scatter(1, y[:, None], torch.inf).amin(1)
+    return copy.deepcopy(trained_on_digits())  # some tests leave gradients in it
 
 
 def fooled(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
@@ -67,9 +42,9 @@ def pgd_with_long_steps(model: nn.Module, x: Tensor, y: Tensor, eps: float, **op
 @pytest.mark.parametrize("loss", LOSSES)
 @pytest.mark.parametrize("attack", [fgsm, pgd_with_long_steps])
 def test_two_class_linear_model_breaks_exactly_at_its_margin(attack: Any, loss: str, norm: str) -> None:
-    model = linear(2)
+    model = linear(2, dtype=torch.float64)
     x = torch.randn(20, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    y, gap = margin_and_gap(model, x, norm)
+    y, gap = closed_form(model, x, norm)
     for row in range(20):
         one, label, radius = x[row : row + 1], y[row : row + 1], gap[row].item()
         above = attack(model, one, label, 1.001 * radius, norm=norm, loss=loss, bounds=WIDE)
@@ -81,9 +56,9 @@ def test_two_class_linear_model_breaks_exactly_at_its_margin(attack: Any, loss: 
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_no_success_below_the_margin_with_many_classes(norm: str, loss: str) -> None:
-    model = linear(5)
+    model = linear(5, dtype=torch.float64)
     x = torch.randn(200, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    y, gap = margin_and_gap(model, x, norm)
+    y, gap = closed_form(model, x, norm)
     eps = gap.median().item()
     wrong = fooled(model, pgd(model, x, y, eps, norm=norm, loss=loss, restarts=3, bounds=WIDE), y)
     assert not wrong[gap > eps].any()
@@ -203,7 +178,7 @@ def test_random_starts_fill_the_ball() -> None:
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("attack", [ATTACKS["fgsm"].run, ATTACKS["pgd"].run], ids=["fgsm", "pgd"])
 def test_zero_and_tiny_gradients(attack: Any, norm: str) -> None:
-    model = linear(2)
+    model = linear(2, dtype=torch.float64)
     nn.init.zeros_(model.weight)
     x, y = torch.zeros(3, 6, dtype=torch.float64), torch.tensor([0, 1, 0])
     assert torch.isfinite(attack(model, x, y, 0.5, norm=norm, bounds=WIDE, seed=0)).all()
@@ -216,7 +191,7 @@ def test_zero_and_tiny_gradients(attack: Any, norm: str) -> None:
 
 @pytest.mark.parametrize("attack", [fgsm, pgd])
 def test_eps_zero_and_empty_batch_return_x(attack: Any) -> None:
-    model, x = linear(3), torch.rand(4, 6, dtype=torch.float64)
+    model, x = linear(3, dtype=torch.float64), torch.rand(4, 6, dtype=torch.float64)
     y = torch.tensor([0, 1, 2, 0])
     unchanged = attack(model, x, y, 0)
     assert torch.equal(unchanged, x)
@@ -225,7 +200,7 @@ def test_eps_zero_and_empty_batch_return_x(attack: Any) -> None:
 
 
 def test_already_misclassified_examples_are_left_where_they_are() -> None:
-    model, x = linear(3), torch.rand(4, 6, dtype=torch.float64)
+    model, x = linear(3, dtype=torch.float64), torch.rand(4, 6, dtype=torch.float64)
     y = (model(x).argmax(1) + 1) % 3
     assert torch.equal(pgd(model, x, y, 0.1, random_start=False), x)
 

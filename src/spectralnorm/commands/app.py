@@ -35,6 +35,18 @@ from spectralnorm.training.team import LostProcessError
 
 __all__ = ["app"]
 
+Target = Annotated[
+    str,
+    typer.Argument(
+        help="Folder of a run of train, a saved state_dict, or package.module:factory.", show_default=False
+    ),
+]
+Arch = Annotated[
+    str | None,
+    typer.Option(help=f"Architecture of a state_dict: {', '.join(MODELS)}, or package.module:factory."),
+]
+DataDir = Annotated[Path | None, typer.Option(help="Folder of the data set's files.")]
+
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
@@ -148,21 +160,13 @@ def train_command(
 
 @app.command()
 def evaluate(
-    target: Annotated[
-        str,
-        typer.Argument(
-            help="Folder of a run of train, a saved state_dict, or package.module:factory.", show_default=False
-        ),
-    ],
-    arch: Annotated[
-        str | None,
-        typer.Option(help=f"Architecture of a state_dict: {', '.join(MODELS)}, or package.module:factory."),
-    ] = None,
+    target: Target,
+    arch: Arch = None,
     data: Annotated[
         str | None,
         typer.Option(help="Data set as for train; its test images are attacked.  [default: the run's, or digits]"),
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set's files.")] = None,
+    data_dir: DataDir = None,
     images: Annotated[int, typer.Option(min=0, help="Attack the first so many test images; 0 for all.")] = 0,
     attacks: Annotated[str, typer.Option(help=f"Of {', '.join(ATTACKS)}.")] = "pgd",
     linf: Annotated[str | None, typer.Option(help="Sizes in L-infinity, such as 2/255,8/255.")] = None,
@@ -187,10 +191,14 @@ def evaluate(
             data,
             data_dir,
             images,
-            tuple(name.strip() for name in attacks.split(",")),
-            {norm: sizes for norm, sizes in eps.items() if sizes},
-            evaluating.severities(controls),
-            *(batch_size, seed, probes, json_file, device),
+            seed,
+            attacks=tuple(name.strip() for name in attacks.split(",")),
+            eps={norm: sizes for norm, sizes in eps.items() if sizes},
+            controls=evaluating.severities(controls),
+            batch_size=batch_size,
+            probes=probes,
+            json_file=json_file,
+            device=device,
         )
         with unfinished(json_file), progress() as on_progress:
             found = evaluating.run(request, on_progress)
@@ -216,21 +224,13 @@ def unfinished(json_file: Path | None) -> Iterator[None]:
 
 @app.command(name="certify")
 def certify_command(
-    target: Annotated[
-        str,
-        typer.Argument(
-            help="Folder of a run of train, a saved state_dict, or package.module:factory.", show_default=False
-        ),
-    ],
-    arch: Annotated[
-        str | None,
-        typer.Option(help=f"Architecture of a state_dict: {', '.join(MODELS)}, or package.module:factory."),
-    ] = None,
+    target: Target,
+    arch: Arch = None,
     data: Annotated[
         str | None,
         typer.Option(help="Data set as for train; its test images count.  [default: the run's, or digits]"),
     ] = None,
-    data_dir: Annotated[Path | None, typer.Option(help="Folder of the data set's files.")] = None,
+    data_dir: DataDir = None,
     images: Annotated[int, typer.Option(min=0, help="The first so many test images; 0 for all.")] = 0,
     eps: Annotated[str, typer.Option(help="L2 sizes, such as 0.25,0.5, or none.")] = "0.1,0.25,0.5,1",
     linf_eps: Annotated[str | None, typer.Option(help="L-infinity sizes, such as 1/255,2/255.")] = None,
@@ -243,7 +243,9 @@ def certify_command(
     with bad_input():
         l2 = [] if eps == "none" else evaluating.numbers("--eps", eps)
         sizes = {"l2": l2, "linf": evaluating.numbers("--linf-eps", linf_eps)}
-        request = certifying.Request(target, sizes, arch, data, data_dir, images, batch_size, json_file)
+        request = certifying.Request(
+            target, arch, data, data_dir, images, eps=sizes, batch_size=batch_size, json_file=json_file
+        )
         with progress() as on_progress:
             found, known = certifying.run(request, on_progress)
     show(certification_table(found), *certification_summary(found))

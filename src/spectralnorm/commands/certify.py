@@ -2,51 +2,37 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from spectralnorm import __version__
-from spectralnorm.commands.target import load_target, run_settings
+from spectralnorm.commands.subject import Subject, load_subject
 from spectralnorm.files import check_folder
 from spectralnorm.robustness.attacks import check_budget
 from spectralnorm.robustness.certification import Certification
 from spectralnorm.robustness.certify import certify
-from spectralnorm.training.data import Dataset, load
-from spectralnorm.training.settings import Settings
+from spectralnorm.robustness.fingerprint import of_model, of_tensors
 
 __all__ = ["Request", "run"]
 
 OnProgress = Callable[[str, float], None]
-DEFAULT_DATA = "digits"
 
 
 @dataclass(frozen=True)
-class Request:
+class Request(Subject):
     """What the command is asked for.
 
     Attributes:
-        target: as for `load_target`.
         eps: sizes by norm.
-        arch: architecture of a state_dict; that of the run by default.
-        data: name of the data set; that of the run by default.
-        data_dir: folder of its files.
-        images: certify the first so many test images; 0 for all.
         batch_size: images at a time.
         json_file: file of the result.
     """
 
-    target: str
-    eps: Mapping[str, list[float]]
-    arch: str | None = None
-    data: str | None = None
-    data_dir: Path | None = None
-    images: int = 0
+    eps: Mapping[str, list[float]] = field(default_factory=dict)
     batch_size: int = 256
     json_file: Path | None = None
 
@@ -68,11 +54,8 @@ def run(request: Request, on_progress: OnProgress) -> tuple[Certification, bool]
     """
     _check(request)
     on_progress("loading the model and the data", 0.0)
-    settings = run_settings(request.target)
-    data = _data(request, settings)
-    model = load_target(request.target, request.arch, data.input_shape).eval()
-    x, y = data.test_x[: request.images or None], data.test_y[: request.images or None]
-    inputs = _inputs(request, model, data.name, x, y)
+    model, data, (x, y) = load_subject(request)
+    inputs = _inputs(request, model.eval(), data, x, y)
     if request.json_file is not None and request.json_file.is_file():
         return _same(request.json_file, inputs), True
     on_progress("proving the network's Lipschitz bound", 0.0)
@@ -97,37 +80,16 @@ def _check(request: Request) -> None:
         check_folder(request.json_file.parent)
 
 
-def _data(request: Request, settings: Settings | None) -> Dataset:
-    """The data that is asked for, or that the run was trained with; split as for the run."""
-    seed = 0 if settings is None else settings.seed
-    if request.data is not None or settings is None:
-        return load(request.data or DEFAULT_DATA, request.data_dir, seed)
-    return load(settings.data, request.data_dir or settings.data_dir or None, seed)
-
-
 def _inputs(request: Request, model: nn.Module, data: str, x: Tensor, y: Tensor) -> dict[str, Any]:
     """What the result depends on."""
     return {
         "target": request.target,
-        "model": _fingerprint(repr(model), *(part for pair in model.state_dict().items() for part in pair)),
+        "model": of_model(model),
         "data": data,
-        "images": _fingerprint(x, y),
+        "images": of_tensors(x, y),
         "eps": {norm: list(sizes) for norm, sizes in request.eps.items()},
         "version": __version__,
     }
-
-
-def _fingerprint(*parts: object) -> str:
-    """What tells tensors and text from others."""
-    digest = hashlib.blake2b(digest_size=16)
-    for part in parts:
-        if isinstance(part, Tensor):
-            digest.update(f"{part.dtype} {tuple(part.shape)}".encode())
-            raw = part.detach().cpu().contiguous().flatten().view(torch.uint8)  # bfloat16 has no NumPy dtype
-            digest.update(raw.numpy().tobytes())
-        else:
-            digest.update(repr(part).encode())
-    return digest.hexdigest()
 
 
 def _same(path: Path, inputs: Mapping[str, Any]) -> Certification:

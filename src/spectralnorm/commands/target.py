@@ -12,8 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from spectralnorm.training.conduct import CHECKPOINT
 from spectralnorm.training.imports import IMPORT_STRING, accepts, call_factory, import_attribute
 from spectralnorm.training.models import MODELS, build
+from spectralnorm.training.normalizing import normalize
 from spectralnorm.training.settings import Settings
 
 __all__ = ["load_target", "run_settings"]
@@ -27,8 +29,9 @@ def load_target(target: str, arch: str | None, input_shape: Sequence[int] | None
     """Load a model.
 
     Args:
-        target: path of a saved state_dict; folder of a run of `spectralnorm train`, whose `model.pt` is meant;
-            or `package.module:attribute` of a model or of a function that returns one.
+        target: path of a saved state_dict; folder of a run of `spectralnorm train`, whose `model.pt` is meant, or
+            while it is not there the `checkpoint.pt`; or `package.module:attribute` of a model or of a function
+            that returns one.
         arch: for a state_dict: the name of an architecture, which is built with BatchNorm if the state_dict has
             any, or `package.module:attribute`. That of a run is known, with its options.
         input_shape: for a named architecture, or a function of (input_shape, classes): one input's shape without
@@ -58,7 +61,7 @@ def load_target(target: str, arch: str | None, input_shape: Sequence[int] | None
 
 
 def run_settings(target: str | Path) -> Settings | None:
-    """The settings of the run of `spectralnorm train` that a folder, or the `model.pt` in it, is of.
+    """The settings of the run of `spectralnorm train` that a folder, or a file in it, is of.
 
     Args:
         target: as for `load_target`.
@@ -71,7 +74,7 @@ def run_settings(target: str | Path) -> Settings | None:
     """
     path = _saved(Path(target))
     noted = path.parent / "settings.json"
-    if path.name != MODEL_FILE or not path.is_file() or not noted.is_file():
+    if path.name not in (MODEL_FILE, CHECKPOINT) or not path.is_file() or not noted.is_file():
         return None
     try:
         return Settings.of(json.loads(noted.read_text(encoding="utf-8")), str(noted))
@@ -83,12 +86,13 @@ def _saved(target: Path) -> Path:
     """The file of a network in the folder of a run; another target is returned as it is."""
     if not target.is_dir():
         return target
-    if not (target / MODEL_FILE).is_file():
+    inside = [target / name for name in (MODEL_FILE, CHECKPOINT) if (target / name).is_file()]
+    if not inside:
         raise ValueError(
-            f"{target}: got a folder without {MODEL_FILE}, expected that of a finished run of spectralnorm train; "
-            "finish it with --resume, or give another"
+            f"{target}: got a folder without {MODEL_FILE} and {CHECKPOINT}, expected that of a run of "
+            "spectralnorm train; finish it with --resume, or give another"
         )
-    return target / MODEL_FILE
+    return inside[0]
 
 
 def _from_import(text: str) -> nn.Module:
@@ -105,7 +109,10 @@ def _from_import(text: str) -> nn.Module:
 
 
 def _from_checkpoint(path: Path, arch: str | None, input_shape: Sequence[int] | None) -> nn.Module:
-    state, settings = _state_dict(path), run_settings(path)
+    content = _load(path)
+    if isinstance(content, Mapping) and "settings" in content and "model" in content:
+        return _from_run(path, content, input_shape)
+    state, settings = _state_dict(path, content), run_settings(path)
     arch = arch or (settings.arch if settings is not None else None)
     options = settings.architecture if settings is not None and settings.arch == arch else None
     model = _architecture(path, arch, input_shape, state, options)
@@ -140,9 +147,22 @@ def _differences(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> l
     ]
 
 
-def _state_dict(path: Path) -> dict[str, Tensor]:
+def _from_run(path: Path, content: Mapping[str, Any], input_shape: Sequence[int] | None) -> nn.Module:
+    """The network of a checkpoint of `spectralnorm train`, normalised as it is there."""
+    settings = Settings.of(content["settings"], str(path))
+    if input_shape is None:
+        raise ValueError(f"--input-shape: got none, expected one with {path}; give it, such as 1,28,28")
+    state = {key.removeprefix("net."): value for key, value in content["model"].items() if key.startswith("net.")}
+    weights = [value for key, value in state.items() if key.endswith(("weight", "weight.original"))]
+    with torch.random.fork_rng(devices=[]):
+        net = build(settings.arch, input_shape, len(weights[-1]), **settings.architecture)
+        normalize(net, settings, input_shape)
+    net.load_state_dict(state)
+    return net.eval()
+
+
+def _state_dict(path: Path, loaded: Any) -> dict[str, Tensor]:
     """The state_dict a file holds, by itself or nested."""
-    loaded = _load(path)
     for key in NESTED:
         if isinstance(loaded, Mapping) and isinstance(loaded.get(key), Mapping):
             loaded = loaded[key]

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import nn
@@ -14,6 +13,7 @@ from spectralnorm.measure import spectral_norm
 from spectralnorm.network.audit_result import Audit, AuditRow, Skipped
 from spectralnorm.network.audit_table import BATCHNORM
 from spectralnorm.network.graph import batchnorm_pairs
+from spectralnorm.network.naming import naming
 from spectralnorm.network.probe import check_input_shape, reading, shapes_seen
 from spectralnorm.operators.base import Size
 from spectralnorm.operators.batchnorm import is_batchnorm
@@ -23,7 +23,6 @@ __all__ = ["Audit", "AuditRow", "Skipped", "audit"]
 
 OnLayer = Callable[[float, int], None]
 OnShare = Callable[[float], None]
-NAMED = (TypeError, ValueError, MemoryError)  # errors that say which layer they are of
 
 
 def audit(
@@ -87,7 +86,7 @@ def audit(
         report(0)
         for name, layer in layers.items():
             norm = (pairs[name], model.get_submodule(pairs[name])) if name in pairs else None
-            with _naming(name):
+            with naming(f"layer {name or '(model)'!r}"):
                 row = _row(name, layer, seen.get(name, []), norm, report if certified else None)
             rows.append(row)
             report(0)
@@ -161,16 +160,6 @@ def _has_weights(module: nn.Module) -> bool:
 def _depends_on_batch(module: nn.Module) -> bool:
     """Whether this is a BatchNorm without running statistics: no linear map."""
     return is_batchnorm(module) and module.running_var is None
-
-
-@contextmanager
-def _naming(name: str) -> Iterator[None]:
-    """Say in errors of a layer which one it is."""
-    try:
-        yield
-    except NAMED as error:
-        kind = next(kind for kind in NAMED if isinstance(error, kind))  # those derived take other arguments
-        raise kind(f"layer {name or '(model)'!r}: {error}") from error
 
 
 def _row(

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from spectralnorm.network.text_table import aligned
 from spectralnorm.operators.base import Size
 
 if TYPE_CHECKING:
@@ -43,15 +44,7 @@ def text_table(found: Audit) -> str:
         A line per row under a heading, two where a BatchNorm is folded in, then the notes, each on a line.
     """
     lines = [_headings(found), *(line for row in found.rows for line in _lines(found, row))]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = [
-        "  ".join(
-            cell.ljust(width) if i < WORDS else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-    return "\n".join([table[0], "-" * (sum(widths) + 2 * len(widths) - 2), *table[1:], *_notes(found)])
+    return "\n".join([*aligned(lines, WORDS), *_notes(found)])
 
 
 def rich_table(found: Audit) -> Table:

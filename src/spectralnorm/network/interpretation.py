@@ -7,13 +7,13 @@ inputs into that of its output; what does not depend on the input is a constant.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from spectralnorm.network.lipschitz_table import NodeBound
+from spectralnorm.network.naming import naming
 from spectralnorm.network.outward import product_up, root_sum_squares_up, sum_up
 from spectralnorm.network.rules.call import Call, Measure
 from spectralnorm.network.rules.linear import operator_rule
@@ -32,7 +32,6 @@ _FACTS = ("size", "dim", "ndimension", "numel", "nelement", "is_floating_point",
 _FACTS_BY_FUNCTION = (torch.zeros_like, torch.ones_like, torch.is_floating_point)
 _ATTRIBUTES = ("shape", "ndim", "dtype", "device")
 _FOLDABLE = (ConvOperator, DenseOperator, TransposedConvOperator)
-NAMED = (TypeError, ValueError, MemoryError)  # errors of rules and measurements, which say where they come from
 
 
 class Interpretation(fx.Interpreter):
@@ -82,7 +81,7 @@ class Interpretation(fx.Interpreter):
         elif depending and not _is_fact(n, depending):
             inputs = tuple(tensor for node in depending for tensor in _tensors(self.env[node]))
             call = Call(_name(n), self._target(n), args, kwargs, inputs, result, self.measure, self.min_variance)
-            with _naming(call):
+            with naming(call.name):
                 self._bound(n, call, [self.bounds[node] for node in depending])
                 self._check_writes(n, call, [tensor for tensor, version in before if tensor._version != version])
         return result
@@ -265,13 +264,3 @@ def _tensors(value: Any) -> Iterator[Tensor]:
             yield from _tensors(each)
     elif isinstance(value, dict):
         yield from _tensors(tuple(value.values()))
-
-
-@contextmanager
-def _naming(call: Call) -> Iterator[None]:
-    """Say in errors which call they are of."""
-    try:
-        yield
-    except NAMED as error:
-        kind = next(kind for kind in NAMED if isinstance(error, kind))  # those derived take other arguments
-        raise kind(f"{call.name}: {error}") from error

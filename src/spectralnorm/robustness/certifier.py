@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from spectralnorm.network.last_linear import LastLinear, last_linear
 from spectralnorm.network.lipschitz import analyse
 
-from .attacks import classify
+from .checks import check_types
+from .model import classify
 
 __all__ = ["Certifier"]
 
@@ -157,14 +158,7 @@ class Certifier:
         return self._last.constants(y)
 
     def _check(self, x: Tensor, y: Tensor) -> None:
-        for name, value in [("x", x), ("y", y)]:
-            if not isinstance(value, Tensor):
-                raise TypeError(f"{name}: got {type(value).__name__}, expected a tensor; use torch.as_tensor")
-        if not x.is_floating_point() or y.dtype != torch.int64:
-            raise TypeError(
-                f"x, y: got {x.dtype} and {y.dtype}, expected floating point and torch.int64; convert with "
-                "x.float() and y.long()"
-            )
+        check_types(x, y)
         if tuple(x.shape[1:]) != self.input_shape or y.shape != x.shape[:1]:
             raise ValueError(
                 f"x, y: got shapes {tuple(x.shape)} and {tuple(y.shape)}, expected (N, "

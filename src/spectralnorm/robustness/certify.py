@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any
 
 from torch import Tensor, nn
 
-from .attacks import check_budget, check_count
+from .batches import batches_of, sizes_of
 from .certification import Certification, CertifiedAccuracy
 from .certifier import Certifier
+from .checks import check_types
 
 __all__ = ["Certification", "CertifiedAccuracy", "certified_radius", "certify"]
 
@@ -98,12 +98,13 @@ def certify(
         >>> sn.certify(torch.nn.Identity(), data, {"linf": [0.5]}).results[0].through
         'l2 / sqrt(dimension)'
     """
-    sizes = _sizes(eps)
+    sizes = sizes_of(eps)
     certifier: Certifier | None = None
     radii: list[float] = []
     right = 0
-    batches, total = _batches(data, batch_size)
+    batches, total = batches_of(data, batch_size)
     for done, (x, y) in enumerate(batches, start=1):
+        check_types(x, y)
         if certifier is None:
             certifier = Certifier(model, tuple(x.shape[1:]), rtol=rtol, min_variance=min_variance)
         found, known = certifier.judge(x, y)
@@ -128,36 +129,3 @@ def _accuracies(
         held = sum(radius > needed for radius in radii) / len(radii)
         found.append(CertifiedAccuracy(norm, size, held, "l2" if norm == "l2" else "l2 / sqrt(dimension)"))
     return tuple(found)
-
-
-def _sizes(eps: Mapping[str, Sequence[float]]) -> list[tuple[str, float]]:
-    if not isinstance(eps, Mapping) or any(not isinstance(sizes, Sequence) for sizes in eps.values()):
-        raise TypeError(f"eps: got {eps!r}, expected a list of sizes per norm; pass for example {{'l2': [0.5]}}")
-    pairs = [(norm, float(size)) for norm, sizes in eps.items() for size in sizes]
-    for norm, size in pairs:
-        check_budget(size, norm)
-    return pairs
-
-
-def _batches(
-    data: tuple[Tensor, Tensor] | Iterable[tuple[Tensor, Tensor]], batch_size: int
-) -> tuple[Iterable[tuple[Tensor, Tensor]], int | None]:
-    """The batches of a data set, and how many there are if that is known."""
-    check_count("batch_size", batch_size)
-    if isinstance(data, (tuple, list)) and len(data) == 2:
-        x, y = data
-        if isinstance(x, Tensor) and isinstance(y, Tensor):
-            if len(x) != len(y):
-                raise ValueError(
-                    f"data: got {len(x)} inputs and {len(y)} labels, expected one label per input; cut one"
-                )
-            return zip(x.split(batch_size), y.split(batch_size), strict=True), math.ceil(len(x) / batch_size)
-    if isinstance(data, Tensor) or not isinstance(data, Iterable):
-        raise TypeError(f"data: got a {type(data).__name__}, expected (x, y) or an iterable of such batches")
-    return map(_pair, data), len(data) if isinstance(data, Sized) else None
-
-
-def _pair(batch: Any) -> tuple[Tensor, Tensor]:
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2 or not isinstance(batch[0], Tensor):
-        raise TypeError(f"data: got a batch that is a {type(batch).__name__}, expected a pair (x, y) of tensors")
-    return batch[0], batch[1]

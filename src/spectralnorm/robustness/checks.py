@@ -14,6 +14,17 @@ NORMS = ("linf", "l2")
 
 def check_batch(x: Tensor, y: Tensor, bounds: Bounds) -> None:
     """Check a batch: x, (N, ...), floating point within the bounds, and y, (N,), int64."""
+    check_types(x, y)
+    if x.ndim < 2 or y.shape != x.shape[:1]:
+        raise ValueError(
+            f"x, y: got shapes {tuple(x.shape)} and {tuple(y.shape)}, expected (N, ...) and (N,); "
+            "add a batch axis, and give one label per input"
+        )
+    _check_values(x, y, bounds)
+
+
+def check_types(x: Tensor, y: Tensor) -> None:
+    """Check that inputs are floating point, and labels int64."""
     for name, value in [("x", x), ("y", y)]:
         if not isinstance(value, Tensor):
             raise TypeError(f"{name}: got {type(value).__name__}, expected a tensor; use torch.as_tensor")
@@ -22,12 +33,6 @@ def check_batch(x: Tensor, y: Tensor, bounds: Bounds) -> None:
             f"x, y: got {x.dtype} and {y.dtype}, expected floating point and torch.int64; "
             "convert with x.float() / 255 and y.long()"
         )
-    if x.ndim < 2 or y.shape != x.shape[:1]:
-        raise ValueError(
-            f"x, y: got shapes {tuple(x.shape)} and {tuple(y.shape)}, expected (N, ...) and (N,); "
-            "add a batch axis, and give one label per input"
-        )
-    _check_values(x, y, bounds)
 
 
 def _check_values(x: Tensor, y: Tensor, bounds: Bounds) -> None:

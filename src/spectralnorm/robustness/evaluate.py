@@ -2,31 +2,29 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable, Mapping, Sequence, Sized
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any
 
 from torch import Tensor, nn
 
 from .attacks.base import Attack, NamedAttack
 from .attacks.libraries import library
 from .attacks.named import named
-from .checks import check_bounds, check_budget, check_choice, check_count
+from .batches import Batches, batches_of, sizes_of
+from .checks import check_bounds, check_choice, check_count
 from .controls import SEVERITIES
 from .evaluation import Evaluation, in_order
 from .fingerprint import of_model, of_tensors, versions
 from .ledger import Ledger
 from .model import device_of, eval_mode
 from .record import Condition, Record, Setup
-from .running import OnAttack, Run, outline
+from .running import OnAttack, Run
 from .sharding import Shard, shard_of
 
 __all__ = ["DEFAULT_EPS", "Evaluation", "device_of", "evaluate"]
 
-Batches = Iterable[tuple[Tensor, Tensor]]
 OnBatch = Callable[[int, int | None], None]
 DEFAULT_EPS: Mapping[str, Sequence[float]] = MappingProxyType(
     {"linf": (2 / 255, 4 / 255, 8 / 255), "l2": (0.25, 0.5, 1.0)}
@@ -106,7 +104,7 @@ def evaluate(
             probes=probes,
             versions=versions(["spectralnorm", "torch", *_libraries(chosen)]),
         )
-        batches, total = _batches(data, batch_size)
+        batches, total = batches_of(data, batch_size)
         run = Run(model, {each.name: each for each in chosen}, setup, on_attack)
         ledger = Ledger(resume, setup, part.index if part.together else None)
         found = _over(part, run, ledger, batches, partial(_report, on_batch, total))
@@ -170,15 +168,10 @@ def _libraries(attacks: Sequence[NamedAttack]) -> list[str]:
 
 def _conditions(attacks: Sequence[NamedAttack], eps: Mapping[str, Sequence[float]]) -> tuple[Condition, ...]:
     """Every attack in every size of the norms that it is made for."""
-    if not isinstance(eps, Mapping) or any(not isinstance(sizes, Sequence) for sizes in eps.values()):
-        raise TypeError(
-            f"eps: got {eps!r}, expected a list of sizes per norm; pass for example {{'linf': [0.03]}}"
-        )
-    pairs = [(norm, size) for norm, sizes in eps.items() for size in sizes]
+    pairs = sizes_of(eps)
     if not pairs:
         raise ValueError(f"eps: got {eps!r}, expected at least one size; pass for example {{'linf': [0.03]}}")
     for norm, size in pairs:
-        check_budget(size, norm)
         if pairs.count((norm, size)) > 1:
             raise ValueError(f"eps: got {size} more than once for {norm}, expected different sizes; drop one")
     for attack in attacks:
@@ -188,10 +181,7 @@ def _conditions(attacks: Sequence[NamedAttack], eps: Mapping[str, Sequence[float
                 "the attack"
             )
     return tuple(
-        Condition(attack.name, norm, float(size))
-        for norm, size in pairs
-        for attack in attacks
-        if norm in attack.norms
+        Condition(attack.name, norm, size) for norm, size in pairs for attack in attacks if norm in attack.norms
     )
 
 
@@ -208,30 +198,3 @@ def _controls(controls: Mapping[str, Sequence[int]]) -> tuple[tuple[str, int], .
             if severity > 5:
                 raise ValueError(f"severity: got {severity}, expected 1 to 5; choose one of these")
     return tuple((name, severity) for name, severities in controls.items() for severity in severities)
-
-
-def _batches(data: tuple[Tensor, Tensor] | Batches, batch_size: int) -> tuple[Batches, int | None]:
-    """Return the batches, and how many there are if that is known."""
-    check_count("batch_size", batch_size)
-    if isinstance(data, (tuple, list)) and len(data) == 2:
-        x, y = data
-        if isinstance(x, Tensor) and isinstance(y, Tensor):
-            return _cut(x, y, batch_size), math.ceil(len(x) / batch_size)
-    if isinstance(data, Tensor) or not isinstance(data, Iterable):
-        raise TypeError(f"data: got {outline(data)}, expected (x, y) or an iterable of such batches; pass a pair")
-    return map(_pair, data), len(data) if isinstance(data, Sized) else None
-
-
-def _cut(x: Tensor, y: Tensor, batch_size: int) -> Batches:
-    """Cut a pair of tensors into batches."""
-    if len(x) != len(y):
-        raise ValueError(f"data: got {len(x)} inputs and {len(y)} labels, expected one label per input; cut one")
-    starts = range(0, len(x), batch_size)
-    return [(x[start : start + batch_size], y[start : start + batch_size]) for start in starts]
-
-
-def _pair(batch: Any) -> tuple[Tensor, Tensor]:
-    """Check that a batch is a pair."""
-    if not isinstance(batch, (tuple, list)) or len(batch) != 2:
-        raise TypeError(f"data: got a batch that is {outline(batch)}, expected a pair (x, y) of tensors")
-    return batch[0], batch[1]

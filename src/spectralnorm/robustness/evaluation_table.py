@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from spectralnorm.network.text_table import aligned
+
 if TYPE_CHECKING:
     from rich.console import Group
     from rich.table import Table
@@ -24,15 +26,7 @@ def text_table(found: Evaluation) -> str:
         A line per condition under a heading, then the notes, each on a line.
     """
     lines = [list(HEADINGS), *_lines(found)]
-    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
-    table = [
-        "  ".join(
-            cell.ljust(width) if i < WORDS else cell.rjust(width)
-            for i, (cell, width) in enumerate(zip(line, widths, strict=True))
-        ).rstrip()
-        for line in lines
-    ]
-    return "\n".join([table[0], "-" * (sum(widths) + 2 * len(widths) - 2), *table[1:], *notes(found)])
+    return "\n".join([*aligned(lines, WORDS), *notes(found)])
 
 
 def rich_table(found: Evaluation) -> Table:

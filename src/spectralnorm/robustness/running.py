@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from .attacks.base import NamedAttack
+from .batches import outline
 from .checks import check_batch
 from .controls import control
 from .fingerprint import of_tensors
@@ -153,8 +154,3 @@ def _spread(held: Tensor, right: Tensor) -> Tensor:
 
 def _marks(outcomes: Tensor) -> str:
     return "".join("1" if each else "0" for each in outcomes.tolist())
-
-
-def outline(value: object) -> str:
-    """Describe a value in a few words."""
-    return f"a tensor of shape {tuple(value.shape)}" if isinstance(value, Tensor) else f"a {type(value).__name__}"
