@@ -200,6 +200,9 @@ def test_a_run_is_attacked_as_it_was_trained(trained: Path) -> None:
 
 
 def test_a_checkpoint_of_a_run_is_its_network_as_far_as_it_is_trained(trained: Path) -> None:
-    for command in ("audit", "certify"):
-        done = run(command, trained / "checkpoint.pt", *(("--input-shape", "1,8,8") if command == "audit" else ()))
+    for arguments in (
+        ("audit", trained / "checkpoint.pt", "--input-shape", "1,8,8"),
+        ("certify", trained / "checkpoint.pt"),
+    ):
+        done = run(*arguments)
         assert done.exit_code == 0, done.output

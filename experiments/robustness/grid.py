@@ -21,6 +21,7 @@ COMMON: Configuration = {
     "weight_decay": 0.0,
     "augment": "flip",
     "amp": "bf16",
+    "channels_last": True,
 }
 
 
@@ -50,6 +51,9 @@ GRID: dict[str, dict[str, list[Configuration]]] = {
         "ours, without BatchNorm, soft": _grid(
             {**WITHOUT, "mode": "soft"}, target=[1.0, 1.5], temperature=[0.03, 0.1, 0.3]
         ),
+        "ours, without BatchNorm, hinge": _grid(
+            {**WITHOUT, "loss": "hinge"}, margin=[0.25, 0.5, 1.0], target=[1.0, 1.5]
+        ),
     },
     "small-cnn": {
         "plain": _grid({**SMALL, "normalize": "none"}, temperature=[0.3, 1.0, 3.0], lr=[0.001, 0.003]),
@@ -58,6 +62,12 @@ GRID: dict[str, dict[str, list[Configuration]]] = {
         "ours, hard": _grid({**SMALL, "init": "orthogonal"}, target=[1.0, 1.5], temperature=[0.1, 0.3, 1.0]),
         "ours, soft": _grid(
             {**SMALL, "init": "orthogonal", "mode": "soft"}, target=[1.0, 1.5], temperature=[0.1, 0.3, 1.0]
+        ),
+        "ours, hinge": _grid(
+            {**SMALL, "init": "orthogonal", "loss": "hinge"}, margin=[0.25, 0.5, 1.0], target=[1.0, 1.5]
+        ),
+        "ours, margin": _grid(
+            {**SMALL, "init": "orthogonal", "loss": "lmt"}, margin=[0.1, 0.25, 0.5], temperature=[0.1, 0.3]
         ),
     },
 }

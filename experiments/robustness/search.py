@@ -18,34 +18,18 @@ from typing import Any
 import torch
 from grid import COMMON, GRID
 from rich.console import Console
+from study import EPS, load_net, path_of
 from torch import nn
 
 from spectralnorm.files import write_atomically
 from spectralnorm.robustness.attacks import pgd
 from spectralnorm.training.conduct import Options, conduct, load_data
 from spectralnorm.training.data import fashion_mnist
-from spectralnorm.training.models import build
 from spectralnorm.training.settings import Settings
 from spectralnorm.training.team import Team
 
-HERE = Path(__file__).parent
-FOUND = HERE / "runs" / "search"
-EPS = (0.5, 1.0, 1.5)
 SCORED = 500  # the last training images
 CONSOLE = Console(stderr=True)
-
-
-def path_of(net: str, method: str, number: int) -> Path:
-    """Where the result of one configuration is."""
-    return FOUND / net / f"{method.replace(', ', '-').replace(' ', '-')}-{number}.json"
-
-
-def load_net(settings: Settings, folder: Path) -> nn.Module:
-    """The plain network that a run has left."""
-    batch_norm = settings.batch_norm
-    net = build(settings.arch, (1, 28, 28), 10, batch_norm=batch_norm)
-    net.load_state_dict(torch.load(folder / "model.pt", weights_only=True)["state_dict"])
-    return net.eval()
 
 
 def scored(net: nn.Module) -> dict[str, Any]:
@@ -90,9 +74,9 @@ def main() -> None:
     torch.set_num_threads(1)
     for net in args.nets:
         for method in args.methods or GRID[net]:
-            for number in range(6):
+            for number in range(len(GRID[net].get(method, []))):
                 path = path_of(net, method, number)
-                if path.is_file() or method not in GRID[net]:
+                if path.is_file():
                     continue
                 start = time.perf_counter()
                 found = searched(net, method, number)

@@ -376,6 +376,7 @@ BAD_PAIRS: dict[str, tuple[Any, tuple[str, ...]]] = {
     "names only": (("0", "1"), ("no list of pairs", "('conv1', 'bn1')")),
     "a number": (5, ("no list of pairs",)),
     "numbers": ([1, 2], ("no list of pairs",)),
+    "what the graph denies": ([("0", "4"), ("3", "1")], ("'0' is read by 1", "'4' alone")),
     "three names": ([("0", "1", "2")], ("no list of pairs",)),
 }
 

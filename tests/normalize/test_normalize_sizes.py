@@ -95,3 +95,13 @@ def test_threads_that_share_a_model_in_training_wait_for_each_other() -> None:
     expected = alone(images()).detach()
     assert all(torch.equal(output, expected) for output in outputs)
     assert_same(snapshot(net), snapshot(alone))
+
+
+@pytest.mark.parametrize("size", [3e-6, 1e-5, 1e-3, 1e3])
+def test_half_precision_weights_whose_factor_it_cannot_hold(size: float) -> None:
+    """1 / sigma is above 65,504 for the smallest."""
+    torch.manual_seed(0)
+    layer = nn.Linear(16, 16)
+    layer.weight.data.mul_(size)
+    layer = sn.spectral_normalize(layer.half())
+    assert float(torch.linalg.matrix_norm(layer.weight.detach().double(), 2)) == pytest.approx(1.0, rel=2e-2)

@@ -27,7 +27,10 @@ from nets import (
 )
 from state_dicts import each_form, each_wrapped, load, wrapped
 
-pytestmark = pytest.mark.filterwarnings("ignore:`torch.nn.utils.spectral_norm` is deprecated:FutureWarning")
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:`torch.nn.utils.spectral_norm` is deprecated:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:The weights of out are shared with other layers"),  # an Embedding
+]
 
 
 # ---------------------------------------------------------------------- and back

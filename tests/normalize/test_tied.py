@@ -14,6 +14,8 @@ from nets import (
     original,
 )
 from reference import size_free_norm
+from spectralnorm.training.normalizing import normalize
+from spectralnorm.training.settings import Settings
 
 # ---------------------------------------------------------------------- tied weights
 
@@ -62,7 +64,8 @@ def test_removal_unties_a_decoder_from_its_embedding(certified: bool) -> None:
     """pytorch#28594: the Embedding's vectors must not be scaled along."""
     net = language().eval()
     words, expected = net.words.weight.detach().clone(), net(spoken())
-    sn.remove_spectral_norm(net, certified=certified)
+    with pytest.warns(UserWarning, match=r"weights of out are shared"):
+        sn.remove_spectral_norm(net, certified=certified)
     torch.testing.assert_close(net(spoken()), expected, rtol=0.0, atol=1e-2 if certified else 0.0)
     assert torch.equal(net.words.weight, words)
     assert net.out.weight is not net.words.weight
@@ -78,7 +81,8 @@ def test_removal_unties_layers_of_different_targets(certified: bool) -> None:
     sn.spectral_normalize(net, target={"0": 0.5, "2": 3.0}).eval()
     x = torch.randn(3, 5, generator=torch.Generator().manual_seed(0))
     expected = net(x)
-    sn.remove_spectral_norm(net, certified=certified)
+    with pytest.warns(UserWarning, match=r"weights of 0, 2 are shared"):
+        sn.remove_spectral_norm(net, certified=certified)
     torch.testing.assert_close(
         net(x), expected, rtol=5e-3 if certified else 1e-6, atol=1e-2 if certified else 1e-6
     )
@@ -162,3 +166,22 @@ def test_the_fast_path_of_a_transformer_layer() -> None:
         warnings.simplefilter("error")
         encoder = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False).eval()
         torch.testing.assert_close(encoder(x), layer(layer(x)))
+
+
+def unlike() -> nn.Sequential:
+    """One kernel read with two strides."""
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Conv2d(4, 4, 3), nn.ReLU(), nn.Conv2d(4, 4, 3, stride=2))
+    net[2].weight = net[0].weight
+    return net
+
+
+def test_layers_that_cannot_go_on_sharing_are_named() -> None:
+    """A state_dict with the numbers of both would give the shared kernel those of one."""
+    with pytest.warns(UserWarning, match=r"weights of 0, 2 are shared.*each gets its own"):
+        sn.remove_spectral_norm(sn.spectral_normalize(unlike()), certified=True)
+
+
+def test_training_refuses_such_a_network() -> None:
+    with pytest.raises(ValueError, match=r"arch: 0, 2 share their weights"):
+        normalize(unlike(), Settings(), (4, 9, 9))

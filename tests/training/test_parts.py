@@ -11,6 +11,7 @@ import pytest
 import torch
 from runs import settings
 from torch import nn
+from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 import spectralnorm as sn
@@ -80,7 +81,7 @@ def test_trades_adds_the_divergence() -> None:
     found = []
     for beta in (1e-9, 1e3, 2e3):
         with_beta = settings(adversarial="trades", trades_beta=beta)
-        found.append(adversarial.training_loss(net, net, x, y, with_beta, 0)[0].detach())
+        found.append(adversarial.training_loss(net, net, x, y, with_beta, 0, F.cross_entropy)[0].detach())
     losses = [float(loss) for loss in found]
     clean = float(nn.functional.cross_entropy(net(x), y).detach())
     assert losses[0] == pytest.approx(clean, rel=1e-5)

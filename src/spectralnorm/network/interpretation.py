@@ -45,7 +45,8 @@ class Interpretation(fx.Interpreter):
 
     Attributes:
         bounds: per node that depends on the input, its Lipschitz constant as a map of that.
-        rows: one per call that does.
+        constants: per such node that is a call, what its rule returned.
+        rows: one per such call.
         entries: per node of a constant tensor, its number of entries.
     """
 
@@ -56,6 +57,7 @@ class Interpretation(fx.Interpreter):
         self.extra_traceback = False  # errors stay as they are
         self.measure, self.min_variance = measure, min_variance
         self.bounds: dict[fx.Node, float] = {}
+        self.constants: dict[fx.Node, Constant] = {}
         self.rows: list[NodeBound] = []
         self.entries: dict[fx.Node, int] = {}
         self._folded = _batchnorm_pairs(root, graph)  # BatchNorm to the layer before it
@@ -117,7 +119,7 @@ class Interpretation(fx.Interpreter):
             kind, constant = f"{type(layer).__name__} + {kind}", self._pair(layer, call.target, self._folded[n])
         else:
             constant = _constant(call)
-        self.bounds[n] = _combined(constant, terms)
+        self.bounds[n], self.constants[n] = _combined(constant, terms), constant
         self.rows.append(NodeBound(call.name, kind, constant, self.bounds[n]))
 
     def _waits(self, n: fx.Node, call: Call) -> bool:
@@ -173,6 +175,11 @@ def _constant(call: Call) -> Constant:
         return rule(call)
     if isinstance(call.target, nn.Module) and has_operator(call.target):
         return operator_rule(call, as_operator(call.target).axes)
+    if isinstance(call.target, nn.Module) and "forward" in vars(call.target):
+        raise TypeError(
+            f"{call} has a forward of its own, set on the instance, which torch.fx cannot see into; expected "
+            "one that its class defines. Put what it computes into a class"
+        )
     target = repr(call.target) if isinstance(call.target, str) else str(call)
     raise TypeError(
         f"{call} has no Lipschitz rule; expected an operation with one. Decorate a function from the call to its "
@@ -207,7 +214,10 @@ def _check_output(call: Call) -> None:
     if not found or not all(tensor.is_floating_point() for tensor in found):
         what = found[-1].dtype if found else type(call.output).__name__
         raise TypeError(f"{call} returns {what}; expected real floating-point tensors only")
+    digits = max((torch.finfo(tensor.dtype).eps for tensor in call.inputs), default=1.0)
     for tensor in found:
+        if torch.finfo(tensor.dtype).eps > digits:
+            raise TypeError(f"{call} returns {tensor.dtype}, which rounds; expected as many digits as it reads.")
         if tensor.ndim == 0 or len(tensor) != 1:
             raise ValueError(
                 f"{call} returns shape {tuple(tensor.shape)} for a batch of one; expected the batch on the first "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import operator
 from dataclasses import dataclass
 
@@ -17,6 +18,7 @@ from spectralnorm.operators.registry import as_operator, has_operator
 
 __all__ = ["LastLinear", "last_linear"]
 
+_POWERS = 1000  # of two, that a float64 holds with room to spare
 _SCALINGS = (operator.mul, operator.truediv, torch.mul, torch.div)
 
 
@@ -52,11 +54,15 @@ class LastLinear:
             tensor([[0.0000, 2.8280]], dtype=torch.float64)
         """
         classes, index = y.unique(return_inverse=True)
+        largest = float(self.weight.abs().amax()) if self.weight.numel() else 0.0
+        power = math.frexp(largest)[1]  # squares of tiny entries would be lost
+        weight = self.weight * 2.0**-power if abs(power) < _POWERS else self.weight
         rows = torch.cdist(
-            self.weight[classes], self.weight, compute_mode="donot_use_mm_for_euclid_dist"
+            weight[classes], weight, compute_mode="donot_use_mm_for_euclid_dist"
         )  # differences first, then their length: nothing cancels
         outward = product_up([1 + (self.weight.shape[1] + 8) * 2.0**-52, self.before, self.factor])
-        return (rows * outward)[index]
+        scaled = rows * outward * (2.0**power if abs(power) < _POWERS else 1.0)
+        return torch.where(rows > 0, scaled.clamp_min(torch.finfo(rows.dtype).tiny), 0.0)[index]
 
 
 def last_linear(found: Analysis) -> LastLinear | None:
@@ -75,8 +81,7 @@ def last_linear(found: Analysis) -> LastLinear | None:
         several = any(isinstance(arg, fx.Node) and found.entries.get(arg) != 1 for arg in others)
         if node.kwargs or len(inputs) != 1 or several:
             return None
-        (row,) = [row for row in found.rows if row.name == node.name]
-        factor = product_up([factor, float(row.constant)])  # type: ignore[arg-type]
+        factor = product_up([factor, float(found.constants[node])])  # type: ignore[arg-type]
         (node,) = inputs  # type: ignore[assignment]
     if node.op != "call_module" or node not in found.bounds:
         return None

@@ -21,6 +21,7 @@ from spectralnorm.network.lipschitz_table import NodeBound, NodeTable
 from spectralnorm.network.plain import plain_copy
 from spectralnorm.network.probe import check_input_shape, reading
 from spectralnorm.network.rules.call import Measure
+from spectralnorm.network.rules.registry import Constant
 from spectralnorm.network.tracing import MODEL, trace
 from spectralnorm.operators.base import undisturbed
 
@@ -37,7 +38,8 @@ class Analysis:
         root: holds, as `model`, a copy of the model that computes the same from plain tensors, in eval mode.
         graph: the root's operations.
         bounds: Lipschitz constants of the nodes as maps of the input; nodes that do not depend on it are left out.
-        rows: a row per call that depends on the input.
+        constants: what the rules of the calls that depend on the input have returned.
+        rows: a row per such call.
         entries: numbers of entries of the nodes that are constant tensors.
         example: the input it was run on, (1, *input_shape).
     """
@@ -45,6 +47,7 @@ class Analysis:
     root: nn.Module
     graph: fx.Graph
     bounds: dict[fx.Node, float]
+    constants: dict[fx.Node, Constant]
     rows: tuple[NodeBound, ...]
     entries: dict[fx.Node, int]
     example: Tensor
@@ -127,11 +130,9 @@ def lipschitz(
     started = time.perf_counter()
     found = analyse(model, input_shape, certified=certified, rtol=rtol, min_variance=min_variance)
     stats = {"nodes": NodeTable(found.rows), "input_shape": tuple(found.example.shape[1:])}
-    if not certified:
-        lower, upper = 0.0, math.inf
-    else:
-        upper = found.bound
-        lower = _below(found) if math.isfinite(upper) else 0.0
+    upper = found.bound if certified else math.inf
+    known = math.isfinite(upper) and not min_variance  # the example may lie where the bound says nothing
+    lower = _below(found) if known else 0.0
     value = torch.tensor(found.bound, dtype=torch.float64)
     return Bound(value, lower, upper, "lipschitz", {**stats, "seconds": time.perf_counter() - started})
 
@@ -175,6 +176,7 @@ def analyse(
     _check_variance(min_variance)
     weight = next((p for p in model.parameters() if p.is_floating_point()), torch.zeros(()))
     pair = torch.rand((2, *shape), generator=torch.Generator().manual_seed(0)).to(weight)
+    _check_hooks(model)
     with reading(model), undisturbed(weight.device):
         expected = _run(model, pair, shape)
         root, graph = trace(plain_copy(model))
@@ -185,7 +187,8 @@ def analyse(
         output = interpretation.run(pair[:1].clone())
         _check_same(model, output, expected)
     rows = tuple(interpretation.rows)
-    return Analysis(root, graph, interpretation.bounds, rows, interpretation.entries, pair[:1])
+    known = interpretation
+    return Analysis(root, graph, known.bounds, known.constants, rows, known.entries, pair[:1])
 
 
 def _run(model: nn.Module, pair: Tensor, shape: tuple[int, ...]) -> Tensor:
@@ -225,6 +228,22 @@ def _check_same(model: nn.Module, output: Tensor, expected: Tensor) -> None:
             "does for the input alone; expected the same. It mixes the batch, draws random numbers, or has "
             "forward hooks that change values, which torch.fx does not see"
         )
+
+
+def _check_hooks(model: nn.Module) -> None:
+    """Raise a ValueError for forward hooks, which may change values, but for PyTorch's own and ours."""
+    everywhere = nn.modules.module
+    found = [*everywhere._global_forward_hooks.values(), *everywhere._global_forward_pre_hooks.values()]
+    for module in model.modules():
+        found += [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    for hook in found:
+        home = (getattr(hook, "__module__", None) or type(hook).__module__).split(".")[0]
+        if home not in ("torch", "spectralnorm"):
+            name = getattr(hook, "__qualname__", type(hook).__name__)
+            raise ValueError(
+                f"model: it has a forward hook ({name}), which may change values and which torch.fx does not see; "
+                "expected none. Remove it, and put what it computes into a forward"
+            )
 
 
 def _check_variance(min_variance: float | None) -> None:

@@ -51,6 +51,8 @@ def plain_copy(model: nn.Module) -> nn.Module:
             if isinstance(value, Tensor):
                 delattr(module, name)
                 module.register_buffer(name, value.detach().clone())
+        if isinstance(module, nn.RMSNorm) and module.eps is None:  # by default that of the dtype it computes in
+            module.eps = torch.finfo(module.weight.dtype if module.weight is not None else torch.float32).eps
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
     return plain.requires_grad_(False)

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Callable
+from typing import Any
+
 from torch import Tensor, fx, nn
 
 from spectralnorm.network.rules.registry import has_rule
@@ -24,8 +28,32 @@ class _Root(nn.Module):
         return result
 
 
+class _Proxy(fx.Proxy):
+    """Records `a += b` as a write to `a`, not as `a = a + b`: another name may stand for the same tensor."""
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self._written(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self._written(operator.isub, other)
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self._written(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self._written(operator.itruediv, other)
+
+    def _written(self, function: Callable[[Any, Any], Any], other: Any) -> fx.Proxy:
+        found: fx.Proxy = self.tracer.create_proxy("call_function", function, (self, other), {})
+        return found
+
+
 class Tracer(fx.Tracer):
     """Keeps whole what has a rule or an operator, modules of users too."""
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        """What stands for a value while the forward runs."""
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         """Whether a module is one operation."""

@@ -9,7 +9,7 @@ from typing import TypeVar, cast
 import torch
 from torch import nn
 
-from spectralnorm.network.graph import batchnorm_pairs
+from spectralnorm.network.graph import batchnorm_pairs, readers
 from spectralnorm.normalize.checkpoints import hook_up
 from spectralnorm.normalize.classes import own_class
 from spectralnorm.normalize.engine import Engine
@@ -99,6 +99,7 @@ def spectral_normalize(
     folded = _traced_pairs(model_or_layer) if fold_batchnorm and pairs is None else {}
     folded = folded if pairs is None else check_pairs(model_or_layer, pairs)
     sites = find_sites(model_or_layer, folded)
+    _check_readers(model_or_layer, folded)
     if not sites:
         _refuse(model_or_layer)
     names = [site.name for site in sites]
@@ -115,6 +116,21 @@ def spectral_normalize(
         attach(site, normalisation)
     _warn_of_others(model_or_layer, sites, fold=fold_batchnorm)
     return model_or_layer
+
+
+def _check_readers(model: nn.Module, pairs: Mapping[str, str]) -> None:
+    """Raise a ValueError for a pair that a user names and that is not what torch.fx sees, where it can trace."""
+    try:
+        known = readers(model)
+    except ValueError:
+        return
+    for layer, norm in pairs.items():
+        if known.get(layer, [norm]) != [norm]:
+            others = ", ".join(name or "another operation" for name in known[layer]) or "nothing"
+            raise ValueError(
+                f"pairs: the output of {layer!r} is read by {others}; expected {norm!r} alone. Name the BatchNorm "
+                "that reads it, or leave the pair out."
+            )
 
 
 def _traced_pairs(model: nn.Module) -> dict[str, str]:

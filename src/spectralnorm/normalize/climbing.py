@@ -24,6 +24,7 @@ _STILL = 1e-4  # relative gain of a sweep at which a climb ends
 _MOST = 8  # sweeps a step in a small model at most,
 _MOST_LARGE = 3  # and in a large one,
 _BLIND = 3  # and sweeps where the gain is not asked for, since that would stop a GPU's stream
+_POLISH = 8  # sweeps of a leader that stays: gradients go by its vectors, which settle after its height
 _PEAKS = 40  # of a survey, that climb in a small model: all there are along two axes
 _PEAKS_LARGE = 4
 
@@ -93,7 +94,12 @@ def ahead(member: Tracker, symbol: Symbol) -> tuple[Tensor, Tensor, Tensor]:
     basis[:, :, 1:] = 0  # directions and residuals of another weight
     tracks = Tracks(basis, member.w, member.heights).beside(peaks(symbol, x, heights, _PEAKS, member.turn))
     tracks = _sweeps(symbol, tracks, _MOST, leader=False)
-    leaders = tracks.take(tracks.height.argmax(1, keepdim=True))
+    leaders, move = (
+        tracks.take(tracks.height.argmax(1, keepdim=True)),
+        frequency_step(symbol, None, everywhere=False),
+    )
+    for _ in range(_POLISH):
+        leaders = sweep(symbol, leaders, move)
     return (
         leaders.height[:, 0],
         leaders.basis[:, 0, 0],

@@ -63,7 +63,7 @@ class FoldedNormalization(Normalization):
         weight, norm = cast("Tensor", self.pair[0].weight), self.pair[1]
         sigma, left, right, variance = self._look(weight, gamma)
         if not (self.rule.through_norm and torch.is_grad_enabled()):
-            return gamma * factor(sigma, self.rule)[0].to(gamma.dtype)
+            return gamma * factor(sigma, self.rule)[0]
         inverse = (variance + norm.eps).rsqrt().to(sigma.dtype)  # (c,)
         slope = self._slope(weight, left, right) * inverse  # of sigma = u^H K^(w) v, which is linear in gamma
         scale = (gamma.detach().to(sigma.dtype) * inverse).reshape(left.shape[0], 1, -1)
@@ -75,7 +75,7 @@ class FoldedNormalization(Normalization):
         linear = plain_norm_of if transformed() else norm_of
         found = linear(sigma, (weight, left, right), (gamma, slope[None, None], one))
         # of a copy, since an optimiser may step before this graph is used again
-        scaled: Tensor = gamma.clone() * factor(found, self.rule)[0].to(gamma.dtype)
+        scaled: Tensor = gamma.clone() * factor(found, self.rule)[0]
         return scaled
 
     def _look(self, weight: Tensor, gamma: Tensor) -> tuple[Tensor, ...]:

@@ -63,5 +63,5 @@ class SpectralNormalization(Normalization):
         sigma, left, right = ask(self, weight)
         if transformed():
             found = plain_norm_of(sigma, (weight, left, right)) if self.rule.through_norm else sigma
-            return weight * factor(found, self.rule)[0].to(weight.dtype)
+            return weight * factor(found, self.rule)[0]
         return scale_weight(weight, sigma, left, right, self.rule)

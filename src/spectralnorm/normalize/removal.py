@@ -15,7 +15,7 @@ from spectralnorm.normalize.parametrization import Normalization
 from spectralnorm.normalize.proven import shrink_until_proven
 from spectralnorm.normalize.sharded_removal import bake_shard, cut_to_shard, prepare_shards
 from spectralnorm.normalize.sites import only_normalised
-from spectralnorm.normalize.ties import find_ties
+from spectralnorm.normalize.ties import find_ties, warn_of_ties
 from spectralnorm.operators.base import Operator, with_weight
 from spectralnorm.operators.batchnorm import BatchNorm, fold_batchnorm
 from spectralnorm.operators.raw import conv_operator
@@ -55,6 +55,7 @@ def remove_spectral_norm(model: AnyModule, *, certified: bool = False) -> AnyMod
     prepare_shards(model, layers)
     proven = [_proven(name, layer, tensor, part) if certified else None for name, layer, tensor, part, _ in layers]
     ties = find_ties(model, [(layer, tensor, part) for _, layer, tensor, part, _ in layers], proven)
+    warn_of_ties([name for name, *_ in layers], ties, "Build the model without sharing to load its state_dict.")
     for (_, layer, tensor, part, _), weight, tie in zip(layers, proven, ties, strict=True):
         if part.sharded:
             bake_shard(layer, tensor, part, weight)

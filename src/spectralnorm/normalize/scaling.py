@@ -60,13 +60,13 @@ def scale_weight(weight: Tensor, sigma: Tensor, left: Tensor, right: Tensor, rul
         singular vectors, as PyTorch's `spectral_norm` has it: how these turn with the weight is left out.
     """
     if not rule.through_norm:
-        return weight * factor(sigma, rule)[0].to(weight.dtype)
+        return weight * factor(sigma, rule)[0]
     apply = cast("Callable[..., tuple[Tensor, Tensor]]", _Scale.apply)
     return apply(weight, sigma, left, right, rule)[0]
 
 
 def factor(sigma: Tensor, rule: Rule) -> tuple[Tensor, Tensor]:
-    """What a rule multiplies by, 0-dim, and whether that depends on sigma."""
+    """What a rule multiplies by, 0-dim (which leaves the dtype of weights alone), and whether sigma matters."""
     active = sigma > (rule.target if rule.mode == "soft" else _SMALLEST)
     return torch.where(active, rule.target / torch.where(active, sigma, 1.0), 1.0), active
 
@@ -78,7 +78,7 @@ class _Scale(torch.autograd.Function):
     def forward(
         ctx: Any, weight: Tensor, sigma: Tensor, left: Tensor, right: Tensor, rule: Rule
     ) -> tuple[Tensor, Tensor]:
-        scaled, sigma = weight * factor(sigma, rule)[0].to(weight.dtype), sigma.clone()
+        scaled, sigma = weight * factor(sigma, rule)[0], sigma.clone()
         ctx.rule = rule
         ctx.save_for_backward(scaled, sigma, left, right)
         return scaled, sigma
@@ -95,7 +95,7 @@ class _Scale(torch.autograd.Function):
         outer = torch.bmm((left.mT * change).to(grad.dtype), right.to(grad.dtype)).reshape(grad.shape)
         if _is_plain(grad):  # one pass over memory less
             return outer.add_(grad, alpha=float(scale)), None, None, None, None
-        return grad * scale.to(grad.dtype) + outer, None, None, None, None
+        return grad * scale + outer, None, None, None, None
 
 
 def _sharded_slope(grad: DTensor, grad_sigma: Tensor, ctx: Any) -> Tensor:
@@ -111,7 +111,7 @@ def _sharded_slope(grad: DTensor, grad_sigma: Tensor, ctx: Any) -> Tensor:
     along = (grad * scaled).sum().full_tensor().to(sigma.dtype)
     change = grad_sigma - torch.where(active, along / torch.where(active, sigma, 1.0), 0.0)
     outer = sharded_outer((left * change).to(grad.dtype), right.to(grad.dtype), grad)
-    return grad * scale.to(grad.dtype) + outer
+    return grad * scale + outer
 
 
 def _is_plain(grad: Tensor) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,7 +13,7 @@ from torch import Tensor, nn
 
 from spectralnorm.normalize.parametrization import Normalization, parametrizations_of
 
-__all__ = ["Tie", "find_ties"]
+__all__ = ["Tie", "find_ties", "warn_of_ties"]
 
 _ALIKE = 1e-2  # trackers of one map may differ by so much
 
@@ -62,6 +63,23 @@ def find_ties(
             for place, value in zip(places, values, strict=True):
                 ties[place] = Tie(smallest if together else value, breaks=not together)
     return ties
+
+
+def warn_of_ties(names: Sequence[str], ties: Sequence[Tie | None], cure: str) -> None:
+    """Warn of layers that share a parameter, and cannot go on sharing it since they are scaled unlike.
+
+    Args:
+        names: of the normalised tensors.
+        ties: from `find_ties`.
+        cure: what to do.
+    """
+    apart = [name for name, tie in zip(names, ties, strict=True) if tie is not None and tie.breaks]
+    if apart:
+        warnings.warn(
+            f"The weights of {', '.join(apart)} are shared with other layers, for which the norm asks for other "
+            f"numbers (another stride, target or type of layer): each gets its own. {cure}",
+            stacklevel=3,
+        )
 
 
 def _value(layer: nn.Module, tensor: str, proven: Tensor | None) -> Tensor:

@@ -12,7 +12,7 @@ from spectralnorm.operators.base import Operator
 from spectralnorm.operators.batchnorm import fold_batchnorm, folds
 from spectralnorm.operators.raw import weight_operator
 
-__all__ = ["as_operator", "has_operator", "register_operator"]
+__all__ = ["as_operator", "computes_as", "has_operator", "register_operator"]
 
 Maker = Callable[[Any], Operator]
 _REGISTRY: dict[type[nn.Module], Maker] = {}
@@ -30,6 +30,7 @@ _NOT_LINEAR: dict[type[nn.Module], str] = {  # layers with weights that people a
     nn.RMSNorm: _STATISTICS,
     nn.modules.instancenorm._InstanceNorm: _STATISTICS,
 }
+_COMPUTE = {"forward", "_conv_forward"}
 _CONTAINERS = (nn.Sequential, nn.ModuleList, nn.ModuleDict)
 
 
@@ -71,8 +72,25 @@ def register_operator(layer_type: type[nn.Module]) -> Callable[[Maker], Maker]:
 
 def _maker(layer: nn.Module) -> Maker | None:
     cls = next((cls for cls in type(layer).__mro__ if cls in _REGISTRY), None)
-    # a subclass that computes something else is another map, which only its author knows
-    return _REGISTRY[cls] if cls is not None and type(layer).forward is cls.forward else None
+    return _REGISTRY[cls] if cls is not None and computes_as(layer, cls) else None
+
+
+def computes_as(layer: nn.Module, cls: type[nn.Module]) -> bool:
+    """Whether a layer's forward is that of a class it derives from; else it is a map that only its author knows.
+
+    Args:
+        layer: the layer.
+        cls: the class.
+
+    Returns:
+        False where the layer, or its class, has a `forward` or a `_conv_forward` of its own.
+
+    Example:
+        >>> computes_as(nn.Conv2d(1, 1, 1), nn.Conv2d)
+        True
+    """
+    own = vars(layer).keys() & _COMPUTE
+    return not own and all(getattr(type(layer), name, None) is getattr(cls, name, None) for name in _COMPUTE)
 
 
 def has_operator(layer: nn.Module) -> bool:

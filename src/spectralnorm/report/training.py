@@ -44,7 +44,8 @@ def training_summary(result: Mapping[str, Any], out: Path) -> list[str]:
     """
     settings, found = result["settings"], [f"Accuracy on the test images: {100 * result['test_accuracy']:.2f} %"]
     if "proven_accuracy" in result:
-        found[0] += f", and {100 * result['proven_accuracy']:.2f} % with every layer's norm proven"
+        others = f", except those of {', '.join(result['unmeasured'])}" if result["unmeasured"] else ""
+        found[0] += f", and {100 * result['proven_accuracy']:.2f} % with every layer's norm proven{others}"
     targets = [layer["target"] for layer in result["layers"]]
     if targets and None not in targets:
         product = math.prod(targets)

@@ -159,6 +159,11 @@ class Certifier:
 
     def _check(self, x: Tensor, y: Tensor) -> None:
         check_types(x, y)
+        if torch.is_autocast_enabled(x.device.type):
+            raise ValueError(
+                "Certified radii were asked for under torch.autocast, where the model computes other logits; "
+                "expected none. Leave autocast, or convert the model with .to(dtype) and certify that"
+            )
         if tuple(x.shape[1:]) != self.input_shape or y.shape != x.shape[:1]:
             raise ValueError(
                 f"x, y: got shapes {tuple(x.shape)} and {tuple(y.shape)}, expected (N, "

@@ -226,6 +226,7 @@ def _final(settings: Settings, options: Options, data: Dataset, state: dict[str,
         }
         for row in found.rows
     ]
+    result["unmeasured"] = [f"{module.name} ({module.type})" for module in found.skipped]
     save_checkpoint(options.out / "model.pt", {"state_dict": net.state_dict()})
     return result | certification(net, data, options.certify_eps, prove=options.prove)
 

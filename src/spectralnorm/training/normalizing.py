@@ -14,6 +14,7 @@ from torch.nn.utils import parametrize
 from spectralnorm.normalize.api import spectral_normalize
 from spectralnorm.normalize.options import targets_of
 from spectralnorm.normalize.sites import normalised
+from spectralnorm.normalize.ties import find_ties
 
 from .baselines import ExactNormalization, PowerNormalization
 from .settings import Settings
@@ -92,6 +93,15 @@ def _tracked(net: nn.Module, settings: Settings) -> None:
         fold_batchnorm=settings.fold_batchnorm,
         init=None if settings.init == "default" else settings.init,
     )
+    found = list(normalised(net))
+    ties = find_ties(net, [(layer, tensor, part) for _, layer, tensor, part, _ in found])
+    apart = [name for (name, *_), tie in zip(found, ties, strict=True) if tie is not None and tie.breaks]
+    if apart:
+        raise ValueError(
+            f"arch: {', '.join(apart)} share their weights with layers for which the norm asks for other numbers "
+            "(another stride, target or type of layer), so that no state_dict of the network could hold both; "
+            "expected layers alike, or weights of their own"
+        )
 
 
 def _by_name(settings: Settings) -> float | dict[str, float]:

@@ -82,7 +82,7 @@ def _operands(call: Call) -> tuple[Any, Any]:
 def _largest(call: Call, factor: Any) -> float:
     """The largest absolute value in a constant factor."""
     if isinstance(factor, Tensor):
-        value = float(factor.abs().amax()) if factor.numel() else 0.0
+        value = float(factor.double().abs().amax()) if factor.numel() else 0.0
     else:
         value = abs(float(factor))
     if value != value:  # NaN

@@ -5,11 +5,12 @@ from __future__ import annotations
 import math
 
 import torch
+from torch import Tensor
 
-from spectralnorm.network.outward import up
+from spectralnorm.network.outward import root_up, up
 from spectralnorm.network.rules.call import Call
 
-__all__ = ["nonnegative_norm"]
+__all__ = ["copies_norm", "nonnegative_norm"]
 
 _STEPS = 300  # of power iteration; each lowers the bound, all of them are valid
 _CLOSE = 1e-7  # of the norm's square: where its bounds meet
@@ -40,6 +41,7 @@ def nonnegative_norm(call: Call) -> float:
     if not example.numel():
         return 0.0
     x = torch.ones(example.shape, dtype=torch.float64, device=example.device)
+    _check_adjoint(call, x)
     best, entries = math.inf, 0
     for _ in range(_STEPS):
         with torch.enable_grad():
@@ -52,3 +54,45 @@ def nonnegative_norm(call: Call) -> float:
             break
         x = (image / image.amax()).clamp_min(_LEAST)
     return up(math.sqrt(best) * (1 + (entries + 64) * 2.0**-52))
+
+
+def _check_adjoint(call: Call, x: Tensor) -> None:
+    """Raise a ValueError where the backward pass is not the transpose of the forward one, which is relied on.
+
+    Raises:
+        ValueError: as said.
+    """
+    generator = torch.Generator(x.device).manual_seed(0)
+    x = torch.rand(x.shape, dtype=x.dtype, device=x.device, generator=generator).requires_grad_()
+    with torch.enable_grad():
+        y = call.replay(x)
+        z = torch.rand(y.shape, dtype=y.dtype, device=y.device, generator=generator)
+        (image,) = torch.autograd.grad(y, x, z)
+    forward, backward = float((y.detach() * z).sum()), float((x.detach() * image).sum())
+    if abs(forward - backward) > 1e-9 * (abs(forward) + abs(backward)):
+        raise ValueError(
+            f"{call} has a backward pass in PyTorch that is not the transpose of its forward pass, so that its "
+            "norm cannot be found; expected a linear map. Register a rule of your own."
+        )
+
+
+def copies_norm(call: Call) -> float:
+    """The norm of a call that only copies cells of its input's spatial axes: the root of the largest count.
+
+    Args:
+        call: whose input is (1, channels, *axes), each channel treated alike. Its backward pass is not used:
+            PyTorch's is not the transpose for all sizes of nearest neighbours.
+
+    Returns:
+        The norm, rounded up.
+
+    Example:
+        >>> x, twice = torch.zeros(1, 1, 3), torch.nn.Upsample(scale_factor=2)
+        >>> copies_norm(Call("up", twice, (x,), {}, (x,), twice(x), lambda *_: 1.0)) == root_up(2.0)
+        True
+    """
+    example = call.inputs[0]
+    axes = example.shape[2:]
+    numbers = torch.arange(axes.numel(), dtype=torch.float64, device=example.device).reshape(axes)
+    shown = call.replay(numbers.expand(example.shape).clone())[0, 0]
+    return root_up(float(shown.flatten().long().bincount().amax()))

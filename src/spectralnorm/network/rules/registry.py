@@ -8,7 +8,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from spectralnorm.network.rules.call import Call
-from spectralnorm.operators.registry import has_operator
+from spectralnorm.operators.registry import computes_as, has_operator
 
 __all__ = ["Constant", "Rule", "Target", "has_rule", "names_of", "refuse", "register_lipschitz_rule", "rule_for"]
 
@@ -88,8 +88,7 @@ def rule_for(target: nn.Module | Callable[..., Any] | str) -> Rule | None:
     if not isinstance(target, nn.Module):
         return _RULES.get(target)
     cls = next((cls for cls in type(target).__mro__ if cls in _RULES), None)
-    # a subclass that computes something else is another map, which only its author knows
-    return _RULES[cls] if cls is not None and type(target).forward is cls.forward else None  # type: ignore[attr-defined]
+    return _RULES[cls] if cls is not None and computes_as(target, cls) else None
 
 
 def has_rule(module: nn.Module) -> bool:

@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from spectralnorm.network.rules.axes import check_axes
 from spectralnorm.network.rules.call import Call
-from spectralnorm.network.rules.nonnegative import nonnegative_norm
+from spectralnorm.network.rules.nonnegative import copies_norm, nonnegative_norm
 from spectralnorm.network.rules.registry import Constant, register_lipschitz_rule
 
 __all__: list[str] = []
@@ -44,7 +44,7 @@ def _resize(call: Call) -> Constant:
         raise ValueError(
             f"{call} has mode={mode!r}, with negative weights; expected one of {', '.join(_POSITIVE_MODES)}."
         )
-    return nonnegative_norm(call)
+    return copies_norm(call) if mode.startswith("nearest") else nonnegative_norm(call)
 
 
 @register_lipschitz_rule(torch.mean, "mean", torch.sum, "sum")

@@ -1,0 +1,115 @@
+"""The finals: each method's chosen configuration on all 60,000 images for 15 epochs, attacked and certified.
+
+    python finals.py [--nets small-cnn resnet20] [--methods "ours, hard" ...] [--also 2 ...]
+
+Attacked by standard AutoAttack at L2 0.5, 1.0 and 1.5 on the first 200 test images, the same for all; certified on
+all test images where the bound of the network is finite. A run that was interrupted goes on from where it was;
+what is there is not done again. `--also` takes further configurations by number, for the trade-off curve.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from grid import COMMON, GRID
+from rich.console import Console
+from study import EPS, RUNS, chosen, load_net, slug
+from torch import nn
+
+import spectralnorm as sn
+from spectralnorm.files import write_atomically
+from spectralnorm.training.conduct import CHECKPOINT, Options, conduct, load_data
+from spectralnorm.training.dataset import Dataset
+from spectralnorm.training.settings import Settings
+from spectralnorm.training.team import Team
+
+ATTACKED = 200  # the first test images
+BATCH = 100  # of attacked images: what is done when the script is stopped
+CERTIFIED_EPS = (0.1, 0.25, 0.5, 1.0)
+CONSOLE = Console(stderr=True)
+
+
+def trained(settings: Settings, folder: Path, data: Dataset) -> tuple[nn.Module, dict[str, Any]]:
+    """The plain network of a run that is made, or gone on with, here; and the run's result."""
+    if not (folder / "result.json").is_file():
+        options = Options(folder, resume=True, checkpoint_every=10**9, log_every=469, certify_eps=())
+        last = [""]
+
+        def note(what: str, _: float) -> None:
+            if what != last[0]:
+                CONSOLE.print(f"  {time.strftime('%H:%M')} {what}", highlight=False)
+                last[0] = what
+
+        conduct(settings, options, data, Team(0, 1, torch.device("cpu")), note)
+        (folder / CHECKPOINT).unlink(missing_ok=True)
+    return load_net(settings, folder), json.loads((folder / "result.json").read_text())
+
+
+def certified(net: nn.Module, data: Dataset) -> dict[str, Any] | None:
+    """Certified accuracy on the test images; None without a finite bound."""
+    try:
+        proven = sn.certify(net, (data.test_x, data.test_y), {"l2": CERTIFIED_EPS})
+    except ValueError as error:
+        return {"refused": str(error)}
+    if not math.isfinite(proven.lipschitz):
+        return None
+    accuracy = {str(entry.eps): entry.certified_accuracy for entry in proven.results}
+    return {"lipschitz": proven.lipschitz, "clean": proven.clean_accuracy, "certified": accuracy}
+
+
+def final(net: str, method: str, number: int, folder: Path) -> None:
+    """Train, attack, certify, and write it down."""
+    settings = Settings(**(COMMON | GRID[net][method][number]), epochs=15, seed=0)
+    data = load_data(settings)
+    model, result = trained(settings, folder, data)
+    attacked = (data.test_x[:ATTACKED], data.test_y[:ATTACKED])
+    evaluation = sn.evaluate(
+        model, attacked, ["autoattack"], {"l2": EPS}, batch_size=BATCH, resume=folder / "evaluation.json"
+    )
+    worst = {str(entry.eps): entry.robust_accuracy for entry in evaluation.worst_case}
+    kept = {key: result[key] for key in ("test_accuracy", "proven_accuracy", "seconds", "layers") if key in result}
+    summary = {
+        "net": net,
+        "method": method,
+        "number": number,
+        "settings": GRID[net][method][number],
+        **kept,
+        "attacked": {"examples": evaluation.examples, "clean": evaluation.clean_accuracy, "worst_case": worst},
+        "alarms": [vars(alarm) for alarm in evaluation.alarms],
+        "certified": certified(model, data),
+    }
+    write_atomically(folder / "final.json", json.dumps(summary, indent=2) + "\n")
+    CONSOLE.print(
+        f"{net}, {method}, {number}: clean {result['test_accuracy']:.4f}, AutoAttack {worst}", highlight=False
+    )
+
+
+def main() -> None:
+    """Run what is missing."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", nargs="+", choices=list(GRID), default=list(GRID))
+    parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--also", nargs="*", type=int, default=[])
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    for net in args.nets:
+        for method in [name for name in args.methods or GRID[net] if name in GRID[net]]:
+            best = chosen(net, method)
+            if best is None:
+                CONSOLE.print(f"{net}, {method}: its search has not ended; run search.py", highlight=False)
+                continue
+            for number in dict.fromkeys([best, *args.also]):
+                folder = RUNS / "finals" / net / f"{slug(method)}-{number}"
+                if not (folder / "final.json").is_file():
+                    CONSOLE.print(f"{net}, {method}, {number}", highlight=False)
+                    final(net, method, number, folder)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,61 @@
+"""What the steps of the study share: where results lie, how a run is made, and which configuration is chosen."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from grid import GRID
+from torch import nn
+
+from spectralnorm.training.models import build
+from spectralnorm.training.settings import Settings
+
+__all__ = ["EPS", "FLOOR", "RUNS", "chosen", "found", "load_net", "path_of", "slug"]
+
+RUNS = Path(__file__).parent / "runs"
+EPS = (0.5, 1.0, 1.5)  # L2, in pixels from 0 to 1
+FLOOR = 0.84  # clean accuracy in the search; 18 times the training adds some points
+
+
+def slug(method: str) -> str:
+    """A method's name as that of a file."""
+    return method.replace(", ", "-").replace(" ", "-")
+
+
+def path_of(net: str, method: str, number: int) -> Path:
+    """Where the search's result of one configuration is."""
+    return RUNS / "search" / net / f"{slug(method)}-{number}.json"
+
+
+def found(net: str, method: str) -> dict[int, dict[str, Any]]:
+    """The search's results of a method, by number; those that diverged left out."""
+    paths = {number: path_of(net, method, number) for number in range(len(GRID[net][method]))}
+    read = {number: json.loads(path.read_text()) for number, path in paths.items() if path.is_file()}
+    return {number: result for number, result in read.items() if "score" in result}
+
+
+def chosen(net: str, method: str) -> int | None:
+    """The configuration that a method goes into its final with.
+
+    Returns:
+        Of those of at least `FLOOR` clean accuracy the one of the highest mean accuracy under PGD; where there is
+        none, that of the highest clean accuracy. None while the method's search has not ended.
+    """
+    numbers = range(len(GRID[net][method]))
+    if not all(path_of(net, method, number).is_file() for number in numbers):
+        return None
+    scores = {number: result["score"] for number, result in found(net, method).items()}
+    good = [number for number, score in scores.items() if score["clean"] >= FLOOR]
+    if good:
+        return max(good, key=lambda number: scores[number]["mean"])
+    return max(scores, key=lambda number: scores[number]["clean"], default=None)
+
+
+def load_net(settings: Settings, folder: Path) -> nn.Module:
+    """The plain network that a run has left."""
+    net = build(settings.arch, (1, 28, 28), 10, **settings.architecture)
+    net.load_state_dict(torch.load(folder / "model.pt", weights_only=True)["state_dict"])
+    return net.eval()

@@ -1,0 +1,148 @@
+"""What once slipped past the bound of a network: maps that look like others, hooks, writes, edge numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import spectralnorm as sn
+from messages import check_says, complaint
+
+
+class Function(nn.Module):
+    """A forward, with layers that it may use."""
+
+    def __init__(self, function: Callable[..., Tensor], **layers: nn.Module) -> None:
+        super().__init__()
+        self.function, self.layers = function, nn.ModuleDict(layers)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.function(x, **self.layers)
+
+
+def identity() -> nn.Linear:
+    layer = nn.Linear(2, 2, bias=False)
+    nn.init.eye_(layer.weight)
+    return layer
+
+
+@pytest.mark.parametrize(("factor", "size"), [(2.1, 5), (1.27525, 3), (3.0, 2), (0.4, 5)])
+@pytest.mark.parametrize("mode", ["nearest", "nearest-exact"])
+def test_nearest_neighbours_at_any_scale(factor: float, size: int, mode: str) -> None:
+    """PyTorch's backward pass is not the transpose of its forward pass here."""
+    net = nn.Upsample(scale_factor=factor, mode=mode)
+    matrix = torch.stack([net(row.reshape(1, 1, -1)).flatten() for row in torch.eye(size)], 1)
+    true = float(torch.linalg.matrix_norm(matrix, 2))
+    assert true * (1 - 1e-6) <= sn.lipschitz(nn.Sequential(net), (1, size)).upper <= true * (1 + 1e-6)
+
+
+def test_a_forward_of_its_own_is_another_map() -> None:
+    class Tenfold(nn.Conv2d):
+        def _conv_forward(self, x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+            return super()._conv_forward(x, 10 * weight, bias)
+
+    kernel = Tenfold(1, 1, 1, bias=False)
+    nn.init.ones_(kernel.weight)
+    assert sn.lipschitz(nn.Sequential(kernel), (1, 2, 2)).upper == pytest.approx(10.0, rel=2e-3)  # traced through
+    with pytest.raises(TypeError):
+        sn.spectral_norm(kernel)
+
+
+def test_a_forward_set_on_the_instance_is_refused() -> None:
+    patched = identity()
+    old = patched.forward
+    patched.forward = lambda x: 10 * old(x)  # type: ignore[method-assign]
+    with pytest.raises(TypeError, match="forward of its own"):
+        sn.lipschitz(nn.Sequential(patched), (2,))
+    with pytest.raises(TypeError):
+        sn.spectral_norm(patched)
+
+
+def test_hooks_that_may_change_values_are_refused() -> None:
+    net = nn.Sequential(identity())
+    net[0].register_forward_hook(lambda *call: call[2] + 50 * F.relu(call[2] - 5))  # nothing at the example
+    check_says(complaint(ValueError, lambda: sn.lipschitz(net, (2,))), "forward hook", "Remove it")
+    plain = nn.Sequential(identity())
+    handle = nn.modules.module.register_module_forward_hook(lambda *call: 3 * call[2])
+    try:
+        check_says(complaint(ValueError, lambda: sn.lipschitz(plain, (2,))), "forward hook")
+    finally:
+        handle.remove()
+
+
+def test_writes_to_a_value_that_has_another_name_are_seen() -> None:
+    def aliased(x: Tensor) -> Tensor:
+        b = a = x * 1.0
+        a += F.relu(100 * x - 200)  # nothing at the example
+        return a + b
+
+    message = complaint(ValueError, lambda: sn.lipschitz(Function(aliased), (3,)))
+    check_says(message, "writes into a tensor that is used again")
+
+
+def test_a_residual_that_is_added_in_place_is_a_sum() -> None:
+    def residual(x: Tensor, first: nn.Module, second: nn.Module) -> Tensor:
+        out = second(torch.relu(first(x)))
+        out += x
+        return torch.relu(out)
+
+    assert sn.lipschitz(Function(residual, first=identity(), second=identity()), (2,)).upper == pytest.approx(2.0)
+
+
+@pytest.mark.parametrize("size", [1e-170, 1.6e-162, 1e-100, 1.0, 1e100])
+def test_radii_of_rows_of_any_size(size: float) -> None:
+    net = identity().double()
+    net.weight.data.mul_(size)
+    radius = sn.certified_radius(net, torch.tensor([[3.0, 1.0]]).double(), torch.tensor([0]))
+    assert float(radius) == pytest.approx(2**0.5, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [torch.mul, torch.div])
+def test_logits_scaled_by_a_vector_that_is_passed_by_name(scale: Callable[..., Tensor]) -> None:
+    layer = nn.Linear(2, 2)
+    layer.weight.data.fill_(1.0), layer.bias.data.copy_(torch.tensor([0.0, 1.0]))
+    factors = torch.tensor([[1.0, 2.0]] if scale is torch.mul else [[1.0, 0.5]])
+    net = Function(lambda x, fc: scale(fc(x), other=factors), fc=layer)
+    radius = float(sn.certified_radius(net, torch.ones(1, 2), torch.tensor([1])))
+    assert 0 < radius <= 8**0.5  # a tie at (-1, -1)
+
+
+def test_a_last_layer_named_like_an_operation() -> None:
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.mul = identity()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.mul(x) * 2
+
+    radius = sn.certified_radius(Net(), torch.tensor([[3.0, 1.0]]), torch.tensor([0]))
+    assert float(radius) == pytest.approx(2**0.5, rel=1e-4)
+
+
+def test_sums_in_fewer_digits_are_refused() -> None:
+    net = Function(lambda x: x.mean(1, keepdim=True, dtype=torch.float16))
+    check_says(complaint(TypeError, lambda: sn.lipschitz(net, (3,))), "float16", "rounds")
+
+
+def test_a_mask_is_a_factor() -> None:
+    mask = torch.tensor([[True, False]])
+    assert sn.lipschitz(Function(lambda x: x * mask), (2,)).upper == 1.0
+
+
+@pytest.mark.parametrize(("layer", "least"), [(nn.LayerNorm(4), 0.5), (nn.RMSNorm(4), 0.0)])
+def test_the_lower_end_is_never_above_the_upper(layer: nn.Module, least: float) -> None:
+    net = Function(lambda x, norm: norm(x * 1e-6), norm=layer)
+    bound = sn.lipschitz(net, (4,), min_variance=least)
+    assert bound.lower <= bound.upper
+
+
+def test_radii_are_not_given_under_autocast() -> None:
+    certifier = sn.Certifier(identity(), (2,))
+    with torch.autocast("cpu", torch.bfloat16):
+        message = complaint(ValueError, lambda: certifier.radius(torch.ones(1, 2), torch.tensor([0])))
+    check_says(message, "autocast", ".to(dtype)")
