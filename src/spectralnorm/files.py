@@ -4,9 +4,16 @@ from __future__ import annotations
 
 import os
 import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-__all__ = ["check_folder", "write_atomically"]
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None  # type: ignore[assignment]
+
+__all__ = ["check_folder", "locked", "write_atomically"]
 
 
 def write_atomically(path: str | Path, content: bytes | str, *, lasting: bool = False) -> None:
@@ -71,3 +78,35 @@ def check_folder(folder: str | Path) -> None:
         raise OSError(
             f'{folder}: expected a folder to write to, got "{error.strerror}"; give another one'
         ) from error
+
+
+@contextmanager
+def locked(folder: str | Path) -> Iterator[None]:
+    """Keep other processes that lock a folder out of it; the lock ends with the process, however that ends.
+
+    Args:
+        folder: exists; gets a file `.lock`, which stays.
+
+    Yields:
+        Nothing.
+
+    Raises:
+        ValueError: when another process holds it.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder, locked(folder), locked(folder):
+        ...     pass
+        Traceback (most recent call last):
+        ValueError: ...: another process is writing there; wait for it, or give another folder
+    """
+    with Path(folder, ".lock").open("w") as file:
+        if fcntl is not None:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError as error:
+                raise ValueError(
+                    f"{folder}: another process is writing there; wait for it, or give another folder"
+                ) from error
+            except OSError:  # a file system without locks
+                pass
+        yield

@@ -66,6 +66,40 @@ def test_no_success_below_the_margin_with_many_classes(norm: str, loss: str) -> 
 
 
 @pytest.mark.parametrize("norm", NORMS)
+def test_a_size_for_each_example(norm: str) -> None:
+    """All at once, just below and just above each one's own margin."""
+    model = linear(2, dtype=torch.float64)
+    x = torch.randn(20, 6, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    y, gap = closed_form(model, x, norm)
+    attack = {"norm": norm, "bounds": WIDE, "restarts": 2}
+    assert not fooled(model, pgd(model, x, y, 0.999 * gap, **attack), y).any()
+    assert fooled(model, pgd(model, x, y, 1.02 * gap, step_size=3.0, **attack), y).all()
+    some = torch.where(torch.arange(20) % 2 == 0, 1.02 * gap, 0.0)
+    point = pgd(model, x, y, some, step_size=3.0, **attack)
+    assert torch.equal(fooled(model, point, y), some > 0)
+    assert torch.equal(point[1::2], x[1::2])
+    assert (size(point - x, norm) <= some * (1 + 1e-12)).all()
+    one = pgd(model, x, y, 0.3, steps=5, norm=norm, bounds=WIDE)
+    alike = pgd(model, x, y, torch.full((20,), 0.3), steps=5, norm=norm, bounds=WIDE)
+    torch.testing.assert_close(alike, one, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("eps", "error", "complaint"),
+    [
+        (torch.ones(3), ValueError, r"eps: got shape \(3,\), expected \(2,\)"),
+        (torch.tensor([0.1, -0.1]), ValueError, "from -0.1"),
+        (torch.tensor([0.1, torch.nan]), ValueError, "nan"),
+        (torch.tensor([0.1, torch.inf]), ValueError, "inf"),
+        (torch.ones(2, dtype=torch.int64), TypeError, "torch.int64"),
+    ],
+)
+def test_bad_sizes_for_each_example(eps: Tensor, error: type[Exception], complaint: str) -> None:
+    with pytest.raises(error, match=complaint):
+        pgd(linear(2), torch.rand(2, 6), torch.zeros(2, dtype=torch.int64), eps)
+
+
+@pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("attack", [fgsm, pgd])
 def test_points_stay_in_the_ball_and_the_bounds(trained: Any, attack: Any, norm: str) -> None:
     model, x, y = trained

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -28,7 +29,6 @@ from spectralnorm.report.plots import figure_class, robust_accuracy_plot
 from spectralnorm.report.tables import demo_notes, demo_summary, demo_table
 from spectralnorm.report.training import training_summary, training_table
 from spectralnorm.robustness.attacks import ATTACKS
-from spectralnorm.training.conduct import Options
 from spectralnorm.training.data import load
 from spectralnorm.training.models import MODELS
 from spectralnorm.training.team import LostProcessError
@@ -134,22 +134,41 @@ def train_command(
     out: Annotated[Path, typer.Option(help="Folder of the run: its log, checkpoint and result.")] = Path("run"),
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the checkpoint in --out, if any.")] = False,
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
-    checkpoint_every: Annotated[int, typer.Option(min=1, help="Steps between checkpoints.")] = 200,
-    log_every: Annotated[int, typer.Option(min=1, help="Steps between records of the loss.")] = 50,
-    tensorboard: Annotated[bool, typer.Option("--tensorboard", help="Write TensorBoard's events too.")] = False,
-    prove: Annotated[bool, typer.Option(help="Prove the final network's norms.")] = True,
+    checkpoint_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between checkpoints.  [default: 200]")
+    ] = None,
+    log_every: Annotated[
+        int | None, typer.Option(min=1, help="Steps between records of the loss.  [default: 50]")
+    ] = None,
+    tensorboard: Annotated[
+        bool | None, typer.Option(help="Write TensorBoard's events too.  [default: no]", show_default=False)
+    ] = None,
+    prove: Annotated[
+        bool | None, typer.Option(help="Prove the final network's norms.  [default: yes]", show_default=False)
+    ] = None,
     certify_eps: Annotated[
-        str, typer.Option(help="L2 sizes at which accuracy is certified, or none.")
-    ] = "0.1,0.25,0.5,1",
+        str | None,
+        typer.Option(help="L2 sizes at which accuracy is certified, or none.  [default: 0.1,0.25,0.5,1]"),
+    ] = None,
     json_file: Annotated[Path | None, typer.Option("--json", help="Copy of the result.")] = None,
 ) -> None:
     """Train a network with its norms held down; go on after a crash with --resume, scale out with torchrun."""
     with bad_input():
         settings = train.settings_from(given, config, out, resume=resume)
-        sizes = () if certify_eps == "none" else tuple(evaluating.numbers("--certify-eps", certify_eps))
-        options = Options(out, resume, checkpoint_every, log_every, tensorboard, prove, sizes)
+        sizes = None if certify_eps is None else _sizes("--certify-eps", certify_eps)
+        flags = {
+            "checkpoint_every": checkpoint_every,
+            "log_every": log_every,
+            "tensorboard": tensorboard,
+            "prove": prove,
+            "certify_eps": sizes,
+        }
+        options = train.options_from(flags, out, resume=resume)
         if json_file is not None:
             check_folder(json_file.parent)
+        if os.environ.get("RANK", "0") == "0":
+            for line in settings.idle():
+                typer.echo(f"spectralnorm: note: {line}", err=True)
         with stopped(out), progress(lines=True) as on_progress:
             result = train.run(settings, options, device, on_progress)
         if result is not None:
@@ -241,8 +260,7 @@ def certify_command(
 ) -> None:
     """Prove which test images a network classifies right under every change of a size."""
     with bad_input():
-        l2 = [] if eps == "none" else evaluating.numbers("--eps", eps)
-        sizes = {"l2": l2, "linf": evaluating.numbers("--linf-eps", linf_eps)}
+        sizes = {"l2": _sizes("--eps", eps), "linf": tuple(evaluating.numbers("--linf-eps", linf_eps))}
         request = certifying.Request(
             target, arch, data, data_dir, images, eps=sizes, batch_size=batch_size, json_file=json_file
         )
@@ -259,13 +277,20 @@ def stopped(out: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        reason, code = "the run was stopped", 130
-    except (LostProcessError, FloatingPointError) as error:
-        reason, code = str(error), 1
+        reason, code = f"the run was stopped; {train.resume_advice(out)}", 130
+    except LostProcessError as error:
+        reason, code = f"{error}; {train.resume_advice(out)}", 1
+    except FloatingPointError as error:  # with the same settings it would come to the same
+        reason, code = f"{error}, with another --out", 1
     else:
         return
-    typer.echo(f"spectralnorm: {reason}; {train.resume_advice(out)}", err=True)
+    typer.echo(f"spectralnorm: {reason}", err=True)
     raise typer.Exit(code)
+
+
+def _sizes(flag: str, text: str) -> tuple[float, ...]:
+    """Sizes of perturbations; none for "none"."""
+    return () if text == "none" else tuple(evaluating.numbers(flag, text))
 
 
 @contextmanager

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -32,7 +32,7 @@ class Request(Subject):
         json_file: file of the result.
     """
 
-    eps: Mapping[str, list[float]] = field(default_factory=dict)
+    eps: Mapping[str, Sequence[float]] = field(default_factory=dict)
     batch_size: int = 256
     json_file: Path | None = None
 

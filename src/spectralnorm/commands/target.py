@@ -131,7 +131,7 @@ def _from_checkpoint(path: Path, arch: str | None, input_shape: Sequence[int] | 
             "was saved from"
         )
     model.load_state_dict(state)
-    return model
+    return model.eval()
 
 
 def _differences(expected: Mapping[str, Tensor], got: Mapping[str, Tensor]) -> list[str]:

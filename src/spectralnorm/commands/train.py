@@ -14,7 +14,8 @@ from typing import Annotated, Any
 
 import typer
 
-from spectralnorm.training.conduct import CHECKPOINT, Options, conduct, load_data
+from spectralnorm.training.checkpoint import load_checkpoint
+from spectralnorm.training.conduct import CHECKPOINT, OPTIONS, Options, conduct, load_data
 from spectralnorm.training.settings import Settings
 from spectralnorm.training.team import joined
 
@@ -23,7 +24,7 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-__all__ = ["run", "settings_from", "with_settings"]
+__all__ = ["options_from", "resume_advice", "run", "settings_from", "with_settings"]
 
 OnProgress = Callable[[str, float], None]
 _TYPES = {"str": str, "int": int, "float": float, "bool": bool}
@@ -84,9 +85,8 @@ def settings_from(given: dict[str, Any], config: Path | None, out: Path, *, resu
     Raises:
         ValueError: for a file that is no TOML or names an unknown setting, or a wrong value.
     """
-    noted = out / "settings.json"
-    if resume and config is None and noted.is_file():
-        before = Settings.of(json.loads(noted.read_text()), str(noted))
+    before = _noted(out) if resume and config is None else None
+    if before is not None:
         return Settings(**{**before.to_dict(), **given})  # what differs is refused with the checkpoint at hand
     table: dict[str, Any] = {}
     if config is not None:
@@ -98,6 +98,51 @@ def settings_from(given: dict[str, Any], config: Path | None, out: Path, *, resu
             raise ValueError(f"{config}: cannot read it as TOML ({error}); correct it") from error
         Settings.of(table, str(config))
     return Settings(**{**table, **given})
+
+
+def _noted(out: Path) -> Settings | None:
+    """The settings that a run was started with, from its folder; None where there is none."""
+    if (out / "settings.json").is_file():
+        return Settings.of(_read(out / "settings.json"), str(out / "settings.json"))
+    if (out / CHECKPOINT).is_file():
+        return Settings.of(load_checkpoint(out / CHECKPOINT)["settings"], str(out / CHECKPOINT))
+    return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a JSON file of a run holds."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(f"{path}: cannot read it as JSON ({error}); repair or delete it") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"{path}: got {type(found).__name__}, expected names with values; repair or delete it")
+    return found
+
+
+def options_from(given: dict[str, Any], out: Path, *, resume: bool) -> Options:
+    """Options from flags, of a resumed run then its own, then by default.
+
+    Args:
+        given: flags; None where one was not given.
+        out: folder of the run.
+        resume: whether the folder's options count where none are given.
+
+    Returns:
+        The options.
+
+    Raises:
+        ValueError: for a wrong value, or a damaged file.
+    """
+    path, before = out / OPTIONS, {}
+    if resume and path.is_file():
+        before = _read(path)
+        before["certify_eps"] = tuple(before.get("certify_eps", ()))
+    named = {name: value for name, value in given.items() if value is not None}
+    try:
+        return Options(out, resume, **{**before, **named})
+    except TypeError as error:
+        raise ValueError(f"{path}: it is of another release ({error}); delete it") from error
 
 
 def run(settings: Settings, options: Options, device: str, on_progress: OnProgress) -> dict[str, Any] | None:
@@ -140,13 +185,15 @@ def resume_advice(out: Path) -> str:
 
 @contextmanager
 def _stoppable() -> Iterator[None]:
-    """Take SIGTERM, which torchrun sends to the processes that are left, for an interrupt."""
+    """Take SIGTERM, which torchrun sends to the processes that are left, and SIGHUP for an interrupt."""
 
     def stop(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    before = signal.signal(signal.SIGTERM, stop)
+    names = [name for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)]
+    before = {name: signal.signal(getattr(signal, name), stop) for name in names}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for name, handler in before.items():
+            signal.signal(getattr(signal, name), handler)

@@ -266,7 +266,8 @@ def _warn_of_others(model: nn.Module, sites: Sequence[Site], *, fold: bool) -> N
     advice = ""
     if norms and any(is_normalizable(site.layer) for site in sites):
         advice = " BatchNorm rescales what it reads, which undoes the constraint on the layer before it: " + (
-            "torch.fx found none that alone feeds it. Name pairs=[(layer, batchnorm), ...] where there is one."
+            "torch.fx found none that alone feeds it, or it keeps no running statistics. Name "
+            "pairs=[(layer, batchnorm), ...] where there is one."
             if fold
             else "use fold_batchnorm=True, or pairs=[(layer, batchnorm), ...]."
         )

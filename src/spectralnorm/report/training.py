@@ -56,12 +56,12 @@ def training_summary(result: Mapping[str, Any], out: Path) -> list[str]:
     if _by_chance(result):
         found.append(
             "No more than guessing would get: the network has not learnt. Lower lr, by as much as the temperature "
-            "is below 1; or take --optimizer adam --lr 0.001, a larger target, or --init orthogonal."
+            "is below 1; or take --optimizer adam --lr 0.001, more steps, a larger target, or --init orthogonal."
         )
     return [
         f"{found[0]}.",
         *found[1:],
-        f"{result['steps']} steps in {result['seconds']:.0f} s{processes}.",
+        f"{result['steps']} step{'s' * (result['steps'] > 1)} in {result['seconds']:.0f} s{processes}.",
         f"Logits were divided by a temperature of {result['temperature']:.3g}.",
         f"{out}: model.pt (a plain {settings['arch']}'s state_dict), result.json, log.jsonl, checkpoint.pt.",
     ]

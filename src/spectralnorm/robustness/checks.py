@@ -66,6 +66,20 @@ def check_budget(eps: float, norm: str) -> None:
     check_number("eps", eps, positive=False)
 
 
+def check_sizes(eps: Tensor, y: Tensor) -> float:
+    """Check sizes of perturbations, one for each label; return the largest."""
+    if not eps.is_floating_point():
+        raise TypeError(f"eps: got {eps.dtype}, expected a number or floating-point tensor; pass eps.float()")
+    if eps.shape != y.shape:
+        raise ValueError(f"eps: got shape {tuple(eps.shape)}, expected ({len(y)},); give one size per example")
+    lowest, largest = (float(end) for end in eps.aminmax()) if len(eps) else (0.0, 0.0)
+    if not (lowest >= 0 and math.isfinite(largest)):  # false for NaN, too
+        raise ValueError(
+            f"eps: got sizes from {lowest} to {largest}, expected finite numbers of at least 0; clamp them"
+        )
+    return largest
+
+
 def check_number(name: str, value: float, *, positive: bool) -> None:
     """Check that an argument is a finite number, above zero or at least zero."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):

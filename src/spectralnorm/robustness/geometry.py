@@ -8,13 +8,13 @@ from torch import Tensor
 from .checks import Bounds
 
 
-def project(candidate: Tensor, x: Tensor, eps: float, norm: str, bounds: Bounds) -> Tensor:
+def project(candidate: Tensor, x: Tensor, eps: float | Tensor, norm: str, bounds: Bounds) -> Tensor:
     """Bring each candidate within eps of its clean input, then within the bounds.
 
     Args:
         candidate: Points to move, (N, ...).
         x: Clean inputs within the bounds, shaped as `candidate`.
-        eps: Largest perturbation of an example.
+        eps: Largest perturbation of an example, or (N, 1, ...) of each.
         norm: "linf" or "l2".
         bounds: Lowest and highest value of an input.
 
@@ -27,7 +27,7 @@ def project(candidate: Tensor, x: Tensor, eps: float, norm: str, bounds: Bounds)
     """
     delta = candidate - x
     if norm == "linf":
-        delta = delta.clamp(-eps, eps)
+        delta = delta.clamp(-eps, eps)  # type: ignore[arg-type]
     else:
         length = lengths(delta)
         delta = torch.where(length > eps, delta * (eps / length), delta)
@@ -43,10 +43,10 @@ def direction(gradient: Tensor, norm: str) -> Tensor:
     return scaled / lengths(scaled).clamp_min(1)
 
 
-def noise(x: Tensor, eps: float, norm: str, generator: torch.Generator) -> Tensor:
+def noise(x: Tensor, eps: float | Tensor, norm: str, generator: torch.Generator) -> Tensor:
     """Draw perturbations uniformly from the ball of radius eps, shaped as x."""
     if norm == "linf":
-        return torch.empty_like(x).uniform_(-eps, eps, generator=generator)
+        return eps * torch.empty_like(x).uniform_(-1, 1, generator=generator)
     gauss = torch.empty_like(x).normal_(generator=generator)
     uniform = torch.empty_like(lengths(x)).uniform_(generator=generator)
     return eps * uniform.pow(1 / x[0].numel()) * direction(gauss, norm)  # volume grows as radius^d

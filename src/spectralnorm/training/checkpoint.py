@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import pickle
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +44,17 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: when the file is damaged, or is something else.
     """
+    raw = path.read_bytes()
     try:
-        content = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError) as error:
+        with zipfile.ZipFile(io.BytesIO(raw)) as parts:  # torch.load does not read the checksums
+            damaged = parts.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} has another checksum than when it was written")
+        content = torch.load(io.BytesIO(raw), map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, pickle.UnpicklingError, KeyError, ValueError, zipfile.BadZipFile) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(
-            f"{path}: got a file that torch.load cannot read ({reason}), expected a checkpoint of "
+            f"{path}: got a damaged file ({reason}), expected a checkpoint of "
             "spectralnorm train; delete it to start again"
         ) from error
     if not isinstance(content, dict) or content.get("version") != VERSION:

@@ -7,7 +7,8 @@ import math
 import time
 import zlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -15,7 +16,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from spectralnorm.files import check_folder, write_atomically
+from spectralnorm.files import check_folder, locked, write_atomically
 from spectralnorm.network.audit import audit
 from spectralnorm.normalize.removal import remove_spectral_norm
 from spectralnorm.robustness.attacks import check_number
@@ -31,9 +32,9 @@ from .settings import Settings
 from .team import Team
 from .trainer import Trainer, classifier
 
-__all__ = ["CHECKPOINT", "Options", "conduct", "load_data"]
+__all__ = ["CHECKPOINT", "OPTIONS", "Options", "conduct", "load_data"]
 
-CHECKPOINT = "checkpoint.pt"
+CHECKPOINT, OPTIONS = "checkpoint.pt", "options.json"
 OnProgress = Callable[[str, float], None]
 
 
@@ -63,13 +64,20 @@ class Options:
         for size in self.certify_eps:
             check_number("certify_eps", size, positive=True)
 
+    def to_dict(self) -> dict[str, Any]:
+        """Those that a resumed run keeps, as JSON takes them."""
+        return {name: value for name, value in asdict(self).items() if name not in ("out", "resume")}
+
 
 def load_data(settings: Settings) -> Dataset:
     """The data of a run, checked."""
     data = load(settings.data, settings.data_dir or None, settings.seed)
     if not settings.images or settings.images >= len(data.train_x):
         return data
-    return replace(data, train_x=data.train_x[: settings.images], train_y=data.train_y[: settings.images])
+    try:
+        return replace(data, train_x=data.train_x[: settings.images], train_y=data.train_y[: settings.images])
+    except ValueError as error:
+        raise ValueError(f"images: got {settings.images}, too few ({error}); take more") from error
 
 
 def conduct(
@@ -77,8 +85,8 @@ def conduct(
 ) -> dict[str, Any]:
     """Train, write checkpoints and a log, and the network and its figures in the end.
 
-    In the folder: `settings.json`, `log.jsonl`, `checkpoint.pt`; in the end `model.pt`, the state_dict of the
-    plain network with the normalised weights baked in, and `result.json`.
+    In the folder: `settings.json`, `options.json`, `log.jsonl`, `checkpoint.pt`; in the end `model.pt`, the
+    state_dict of the plain network with the normalised weights baked in, and `result.json`.
 
     Args:
         settings: what to compute.
@@ -104,8 +112,21 @@ def conduct(
         >>> result["steps"], all(layer["upper"] <= 1 for layer in result["layers"])
         (1, True)
     """
-    on_progress("preparing the network", 0.0)
-    start = team.told(_opened(settings, options, data) if team.writes else None)
+    with ExitStack() as held:
+        on_progress("preparing the network", 0.0)
+        start = team.first(lambda: _opened(settings, options, data, held))
+        return _conducted(settings, options, data, team, on_progress, start)
+
+
+def _conducted(
+    settings: Settings,
+    options: Options,
+    data: Dataset,
+    team: Team,
+    on_progress: OnProgress,
+    start: dict[str, Any] | None,
+) -> dict[str, Any]:
+    """Do what `conduct` says, from a checkpoint's content or from the first step."""
     if options.resume and start is None:
         on_progress(f"no checkpoint in {options.out}: starting anew", 0.0)
     trainer = Trainer(settings, data, team)
@@ -136,9 +157,10 @@ def conduct(
     return result
 
 
-def _opened(settings: Settings, options: Options, data: Dataset) -> dict[str, Any] | None:
-    """Check the folder, and give the checkpoint to go on from."""
+def _opened(settings: Settings, options: Options, data: Dataset, held: ExitStack) -> dict[str, Any] | None:
+    """Check the folder, lock it for as long as `held` is open, and give the checkpoint to go on from."""
     check_folder(options.out)
+    held.enter_context(locked(options.out))
     for left in options.out.glob(".*.tmp"):  # of a run that was killed as it wrote
         left.unlink()
     path, noted = options.out / CHECKPOINT, options.out / "settings.json"
@@ -155,6 +177,7 @@ def _opened(settings: Settings, options: Options, data: Dataset) -> dict[str, An
         if start["data"] != _print(data):
             raise ValueError(f"{path}: the run was started with other data; resume it with the same images")
     write_atomically(noted, json.dumps(settings.to_dict(), indent=2) + "\n")
+    write_atomically(options.out / OPTIONS, json.dumps(options.to_dict(), indent=2) + "\n")
     return start
 
 

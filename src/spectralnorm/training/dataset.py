@@ -57,6 +57,8 @@ class Dataset:
                 f"test_x: got images of shape {tuple(self.test_x.shape[1:])}, "
                 f"expected {self.input_shape} as in train_x; resize one of them"
             )
+        if self.classes < 2:
+            raise ValueError(f"classes: got {self.classes}, expected at least 2; add images of another class")
         _check_every_class_occurs(self.train_y, self.classes)
 
 

@@ -85,14 +85,19 @@ def targets(net: nn.Module) -> dict[str, float]:
 
 
 def _tracked(net: nn.Module, settings: Settings) -> None:
-    spectral_normalize(
-        net,
-        target=1.0 if settings.budget else _by_name(settings),
-        budget=settings.budget or None,
-        mode=settings.mode,
-        fold_batchnorm=settings.fold_batchnorm,
-        init=None if settings.init == "default" else settings.init,
-    )
+    try:
+        spectral_normalize(
+            net,
+            target=1.0 if settings.budget else _by_name(settings),
+            budget=settings.budget or None,
+            mode=settings.mode,
+            fold_batchnorm=settings.fold_batchnorm,
+            init=None if settings.init == "default" else settings.init,
+        )
+    except ValueError as error:
+        if not str(error).startswith("fold_batchnorm"):
+            raise
+        raise ValueError(f"{error} --no-fold-batchnorm leaves BatchNorms as they are.") from error
     found = list(normalised(net))
     ties = find_ties(net, [(layer, tensor, part) for _, layer, tensor, part, _ in found])
     apart = [name for (name, *_), tie in zip(found, ties, strict=True) if tie is not None and tie.breaks]

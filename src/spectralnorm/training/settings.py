@@ -11,6 +11,7 @@ from typing import Any, cast
 from spectralnorm.robustness.attacks import NORMS
 
 from .activations import ACTIVATIONS
+from .imports import IMPORT_STRING
 from .lenet import POOLS
 from .models import MODELS
 
@@ -22,6 +23,24 @@ LOSSES = ("ce", "hinge", "lmt")
 OPTIMIZERS = ("sgd", "adam", "adamw")
 _OTHER_NAMES = {"learning_rate": "lr", "dataset": "data", "model": "arch", "wd": "weight_decay"}
 AUGMENTATIONS = ("none", "flip", "crop", "crop-flip")
+
+
+_HELD = ("normalize", "pytorch", "power", "exact", "tracked")
+_READ_WITH = {  # settings that nothing reads but under these values of another
+    "target": _HELD,
+    "targets": _HELD,
+    "budget": _HELD,
+    "mode": ("normalize", "tracked"),
+    "fold_batchnorm": ("normalize", "tracked"),
+    "init": ("normalize", "tracked"),
+    "penalty": ("normalize", "penalty"),
+    "eps": ("adversarial", "fgsm", "pgd", "trades"),
+    "norm": ("adversarial", "fgsm", "pgd", "trades"),
+    "attack_steps": ("adversarial", "pgd", "trades"),
+    "trades_beta": ("adversarial", "trades"),
+    "momentum": ("optimizer", "sgd"),
+    "margin": ("loss", "hinge", "lmt"),
+}
 
 
 def _setting(default: Any, text: str, **limits: Any) -> Any:
@@ -91,11 +110,18 @@ class Settings:
     def __post_init__(self) -> None:
         for each in fields(self):
             _check(each, getattr(self, each.name))
+        if self.arch not in MODELS and not IMPORT_STRING.fullmatch(self.arch):
+            raise ValueError(
+                f"arch: got {self.arch!r}, expected one of {', '.join(MODELS)}, or package.module:factory; choose "
+                "one of these"
+            )
         for name, target in self.targets.items():
             if isinstance(target, bool) or not isinstance(target, (int, float)) or not 0 < target < math.inf:
                 raise ValueError(f"targets: got {target!r} for {name}, expected a number above 0; correct it")
         if self.targets and self.budget:
             raise ValueError("budget: got it beside targets, expected one of the two; leave one out")
+        if self.budget and self.target != 1:
+            raise ValueError(f"target: got {self.target:g} beside budget, expected one of the two; leave one out")
         if self.loss == "hinge" and (self.label_smoothing or self.learn_temperature):
             other = "label_smoothing" if self.label_smoothing else "learn_temperature"
             raise ValueError(f"{other}: got {getattr(self, other)} with loss 'hinge', expected none; leave it out")
@@ -141,6 +167,23 @@ class Settings:
     def to_dict(self) -> dict[str, Any]:
         """All settings by name, as JSON takes them."""
         return asdict(self)
+
+    def idle(self) -> list[str]:
+        """A line for each setting that was changed and that nothing reads, beside the other settings.
+
+        Returns:
+            Lines, such as those of the example.
+
+        Example:
+            >>> Settings(normalize="none", mode="soft").idle()
+            ["mode is 'soft', which nothing reads with normalize 'none'"]
+        """
+        ordinary, found = Settings(), []
+        for name, (other, *values) in _READ_WITH.items():
+            mine, beside = getattr(self, name), getattr(self, other)
+            if beside not in values and mine != getattr(ordinary, name):
+                found.append(f"{name} is {mine!r}, which nothing reads with {other} {beside!r}")
+        return found
 
     def differences(self, other: Settings) -> list[str]:
         """A line for each setting that is not the same, this one's value first."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -54,12 +54,19 @@ class Team:
         distributed.all_reduce(sums)
         return [float(each) for each in sums.tolist()]
 
-    def told(self, value: Any) -> Any:
-        """The first process's value."""
+    def first(self, work: Callable[[], Any]) -> Any:
+        """What the first process gets by some work, in all of them; what it raises, all raise."""
         if self.size == 1:
-            return value
-        box = [value]
+            return work()
+        box: list[Any] = [None, None]
+        if self.writes:
+            try:
+                box[0] = work()
+            except Exception as error:  # told to the others, then raised
+                box[1] = error
         distributed.broadcast_object_list(box, device=self.device)
+        if box[1] is not None:
+            raise box[1]
         return box[0]
 
     def over_processes(self, model: nn.Module, parallel: str) -> nn.Module:

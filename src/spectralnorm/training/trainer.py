@@ -310,6 +310,8 @@ class Trainer:
 
 def _check_logits(net: nn.Module, data: Dataset, device: torch.device) -> None:
     """Check that the network takes the images, and has a logit for each class."""
+    if any(parameter.is_inference() for parameter in net.parameters()):
+        raise ValueError("arch: its parameters were made under torch.inference_mode; expected ordinary ones")
     x = data.train_x[:2].to(device)
     net.eval()
     try:

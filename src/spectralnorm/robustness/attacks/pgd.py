@@ -9,7 +9,7 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from ..checks import Bounds, check_count, check_number
+from ..checks import Bounds, check_count, check_number, check_sizes
 from ..geometry import direction, noise, project
 from ..model import classify, eval_mode
 from .fgsm import checked, input_gradient
@@ -20,7 +20,7 @@ def pgd(
     model: nn.Module,
     x: Tensor,
     y: Tensor,
-    eps: float,
+    eps: float | Tensor,
     *,
     norm: str = "linf",
     steps: int = 20,
@@ -42,7 +42,7 @@ def pgd(
         model: Classifier from (N, ...) to logits, (N, classes).
         x: Clean inputs within the bounds, (N, ...), floating point.
         y: True labels, (N,), int64.
-        eps: Largest perturbation of an example, in the units of x.
+        eps: Largest perturbation of an example, in the units of x; (N,) for one of each, such as certified radii.
         norm: "linf" or "l2".
         steps: Gradient steps per restart.
         step_size: Length of a step in that norm; 2.5 eps / steps by default.
@@ -67,24 +67,25 @@ def pgd(
         >>> pgd(nn.Identity(), x, y, eps=0.1).argmax(1)
         tensor([1])
     """
-    clean = checked(x, y, eps, norm, loss, bounds)
+    clean = checked(x, y, check_sizes(eps, y) if isinstance(eps, Tensor) else eps, norm, loss, bounds)
     check_count("steps", steps)
     check_count("restarts", restarts)
     if restarts > 1 and not random_start:
         raise ValueError(f"restarts: got {restarts}, expected 1 with random_start=False; pass random_start=True")
-    if step_size is None:
-        step_size = 2.5 * eps / steps
-    else:
+    if step_size is not None:
         check_number("step_size", step_size, positive=True)
-    if eps == 0 or len(clean) == 0:
+    if len(clean) == 0 or not torch.as_tensor(eps).any():
         return clean
-    confine = partial(project, eps=eps, norm=norm, bounds=bounds)
-    climb = _Climb(model, clean, y, LOSSES[loss], partial(direction, norm=norm), step_size, confine)
+    if isinstance(eps, Tensor):
+        eps = eps.to(clean).view(-1, *[1] * (clean.ndim - 1))
+    length = 2.5 * eps / steps if step_size is None else step_size
+    confine = partial(project, norm=norm, bounds=bounds)
+    climb = _Climb(model, clean, y, LOSSES[loss], partial(direction, norm=norm), eps, length, confine)
     generator = torch.Generator(device=x.device).manual_seed(seed)
     with eval_mode(model), torch.enable_grad():
         for _ in range(restarts):
             start = clean + noise(clean, eps, norm, generator) if random_start else clean
-            climb.run(confine(start, clean), steps)
+            climb.run(confine(start, clean, eps), steps)
     return climb.best
 
 
@@ -97,8 +98,9 @@ class _Climb:
     y: Tensor  # (N,)
     loss: Callable[[Tensor, Tensor], Tensor]
     direction: Callable[[Tensor], Tensor]
-    step_size: float
-    confine: Callable[[Tensor, Tensor], Tensor]
+    eps: float | Tensor  # (N, 1, ...)
+    step_size: float | Tensor  # (N, 1, ...)
+    confine: Callable[[Tensor, Tensor, float | Tensor], Tensor]
 
     def __post_init__(self) -> None:
         self.best = self.clean.clone()
@@ -115,8 +117,8 @@ class _Climb:
             trial = point[rows].requires_grad_()
             losses = self._record(trial, rows)
             if step < steps:
-                move = self.step_size * self.direction(input_gradient(losses, trial))
-                point[rows] = self.confine(trial.detach() + move, self.clean[rows])
+                move = _at(self.step_size, rows) * self.direction(input_gradient(losses, trial))
+                point[rows] = self.confine(trial.detach() + move, self.clean[rows], _at(self.eps, rows))
 
     def _record(self, trial: Tensor, rows: Tensor) -> Tensor:
         """Return the losses at `trial`; keep its points that are misclassified or the best so far."""
@@ -129,3 +131,8 @@ class _Climb:
         self.best_loss[rows[better]] = values[better]
         self.fooled[rows] = wrong
         return losses
+
+
+def _at(size: float | Tensor, rows: Tensor) -> float | Tensor:
+    """The sizes of some examples."""
+    return size[rows] if isinstance(size, Tensor) else size

@@ -1,0 +1,129 @@
+"""Our attacks against other libraries', on the same networks and images.
+
+    python agreement.py
+
+FGSM and PGD against foolbox 3.3.4 on 1,000 test images of Fashion-MNIST; AutoAttack through our adapter against
+what its own `run_standard_evaluation` finds on 200; on a plain network and a normalised one. Writes
+`runs/agreement.json`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import tempfile
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+from grid import COMMON
+from rich.console import Console
+from rich.table import Table
+from study import RUNS, load_net
+from torch import Tensor, nn
+
+import spectralnorm as sn
+from spectralnorm.files import write_atomically
+from spectralnorm.training.conduct import Options, conduct, load_data
+from spectralnorm.training.data import fashion_mnist
+from spectralnorm.training.settings import Settings
+from spectralnorm.training.team import Team
+
+NETS: dict[str, dict[str, Any]] = {
+    "plain": {"normalize": "none"},
+    "norms 1": {"init": "orthogonal", "temperature": 0.1},
+}
+SIZES = {"l2": (0.25, 0.5, 1.0), "linf": (2 / 255, 4 / 255, 8 / 255)}
+FOOLBOX = {
+    ("fgsm", "linf"): ("FGSM", {}),
+    ("fgsm", "l2"): ("FGM", {}),
+    ("pgd-ce", "linf"): ("LinfPGD", {"steps": 20, "rel_stepsize": 2.5 / 20}),
+    ("pgd-ce", "l2"): ("L2PGD", {"steps": 20, "rel_stepsize": 2.5 / 20}),
+}
+IMAGES, FEW = 1000, 200
+CONSOLE = Console()
+
+
+def trained(chosen: dict[str, Any]) -> nn.Module:
+    """A small CNN of a short run."""
+    settings = Settings(**{**COMMON, "arch": "small-cnn", **chosen}, images=10_000, epochs=5, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        options = Options(Path(folder), prove=False, checkpoint_every=10**9, certify_eps=())
+        conduct(settings, options, load_data(settings), Team(0, 1, torch.device("cpu")), lambda *_: None)
+        return load_net(settings, Path(folder))
+
+
+def right(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
+    """Which images are classified right."""
+    with torch.no_grad():
+        return net(x).argmax(1) == y
+
+
+def by_foolbox(net: nn.Module, x: Tensor, y: Tensor, attack: str, norm: str, eps: float) -> float:
+    """Accuracy under foolbox's attack."""
+    import foolbox
+
+    name, options = FOOLBOX[attack, norm]
+    torch.manual_seed(0)
+    wrapped = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        points = getattr(foolbox.attacks, name)(**options)(wrapped, x, y, epsilons=eps)[1]
+    return float((right(net, x, y) & right(net, points, y)).double().mean())
+
+
+def by_autoattack(net: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float) -> float:
+    """Accuracy under the standard version, by the attack's own report."""
+    from pyautoattack import AutoAttack
+
+    attack = AutoAttack(net, norm={"l2": "L2", "linf": "Linf"}[norm], eps=eps, seed=0, version="standard")
+    with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
+        points, _ = attack.run_standard_evaluation(x, y, batch_size=len(x))
+    return float(right(net, points, y).double().mean())
+
+
+def compared(name: str, net: nn.Module) -> list[dict[str, Any]]:
+    """Both figures of every attack, norm and size."""
+    data, rows = fashion_mnist(), []
+    x, y = data.test_x[:IMAGES], data.test_y[:IMAGES]
+    ours = sn.evaluate(net, (x, y), ["fgsm", "pgd-ce"], SIZES)
+    for at in ours.results:
+        theirs = by_foolbox(net, x, y, at.attack, at.norm, at.eps)
+        rows.append({**vars_of(at), "net": name, "images": IMAGES, "other": "foolbox", "theirs": theirs})
+    x, y = x[:FEW], y[:FEW]
+    sizes = {norm: [each[1]] for norm, each in SIZES.items()}
+    for at in sn.evaluate(net, (x, y), ["autoattack"], sizes, probes=0).results:
+        theirs = by_autoattack(net, x, y, at.norm, at.eps)
+        rows.append({**vars_of(at), "net": name, "images": FEW, "other": "its own report", "theirs": theirs})
+    return rows
+
+
+def vars_of(at: Any) -> dict[str, Any]:
+    """What was attacked how, and our figure."""
+    return {"attack": at.attack, "norm": at.norm, "eps": at.eps, "ours": at.robust_accuracy}
+
+
+def main() -> None:
+    """Compare, print the table, and write it down."""
+    torch.set_num_threads(1)
+    rows: list[dict[str, Any]] = []
+    for name, chosen in NETS.items():
+        CONSOLE.print(f"{name}: training, attacking", highlight=False)
+        rows += compared(name, trained(chosen))
+    table = Table(title="Accuracy under attack, %")
+    for heading in ("network", "attack", "norm", "eps", "images", "ours", "theirs", "other"):
+        table.add_column(heading, justify="left" if heading in ("network", "attack", "other") else "right")
+    for row in rows:
+        shares = (f"{100 * row['ours']:.1f}", f"{100 * row['theirs']:.1f}")
+        table.add_row(
+            row["net"], row["attack"], row["norm"], f"{row['eps']:.3g}", str(row["images"]), *shares, row["other"]
+        )
+    CONSOLE.print(table)
+    CONSOLE.print(f"Largest difference: {100 * max(abs(row['ours'] - row['theirs']) for row in rows):.2f} points")
+    write_atomically(RUNS / "agreement.json", json.dumps(rows, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""The study's tables and curves, from what its runs have left in `runs/`.
+
+    python table.py
+
+Prints a table of the search and one of the finals; writes `curves.png`, clean accuracy against accuracy under
+attack. A final's gain is the ratio of its mean worst-case accuracy to that of PyTorch's `spectral_norm` on the
+same network and images, with a 95 % bootstrap interval over the images.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from grid import GRID
+from rich.console import Console
+from rich.table import Table
+from study import EPS, RUNS, chosen, found
+from torch import Tensor
+
+import spectralnorm as sn
+from spectralnorm.report.plots import figure_class
+
+PYTORCHS = ("pytorch", "pytorch without BatchNorm")
+RESAMPLES = 10_000
+CONSOLE = Console(width=150)
+
+
+def finals(net: str) -> Iterator[tuple[dict[str, Any], Path]]:
+    """The finals of a network, in the order of the grid."""
+    results = [
+        (json.loads(path.read_text()), path.parent) for path in (RUNS / "finals" / net).glob("*/final.json")
+    ]
+    order = list(GRID[net])
+    yield from sorted(results, key=lambda each: (order.index(each[0]["method"]), each[0]["number"]))
+
+
+def withstood(folder: Path) -> Tensor:
+    """Share of the sizes that each image withstands, (images,), from the evaluation's records."""
+    evaluation = sn.Evaluation.load(folder / "evaluation.json")
+    held = ["".join(record.held[i] for record in evaluation.records) for i in range(len(EPS))]
+    each = torch.tensor([[mark == "1" for mark in row] for row in held])
+    return each.cummin(0).values.double().mean(0)  # what is fooled at a smaller size is at a larger one
+
+
+def gain(ours: Tensor, theirs: Tensor) -> str:
+    """The ratio of two means over the same images, with its bootstrap interval."""
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randint(len(ours), (RESAMPLES, len(ours)), generator=generator)
+    ratios = ours[rows].mean(1) / theirs[rows].mean(1).clamp_min(1e-9)
+    low, high = (float(each) for each in ratios.quantile(torch.tensor([0.025, 0.975], dtype=torch.float64)))
+    ratio = float(ours.mean() / theirs.mean()) if theirs.any() else float("inf")
+    return f"{ratio:.2f} ({low:.2f} to {high:.2f})" if high < 1e3 else f"{ratio:.2f} (from {low:.2f})"
+
+
+def varied(settings: dict[str, Any], others: list[dict[str, Any]]) -> str:
+    """The settings in which the configurations of a method differ."""
+    names = [name for name in settings if len({str(each.get(name)) for each in others}) > 1]
+    return ", ".join(f"{name} {settings[name]:g}" for name in names)
+
+
+def search_table(net: str) -> Table:
+    """Every configuration of every method; the one that goes into the final is marked."""
+    table = Table(title=f"Search on {net}: 10,000 images, 5 epochs; 500 other images, PGD-20")
+    for heading in ("method", "configuration", "clean, %", *(f"L2 {eps:g}" for eps in EPS), "mean", "final"):
+        table.add_column(heading, justify="left" if heading in ("method", "configuration") else "right")
+    for method, grid in GRID[net].items():
+        best = chosen(net, method)
+        for number, result in found(net, method).items():
+            score = result["score"]
+            shares = [score["clean"], *(score["robust"][str(eps)] for eps in EPS), score["mean"]]
+            cells = [f"{100 * share:.1f}" for share in shares]
+            table.add_row(method, varied(grid[number], grid), *cells, "x" if number == best else "")
+    return table
+
+
+def finals_table(net: str) -> Table | None:
+    """The finals of a network; None where there is none."""
+    results = list(finals(net))
+    if not results:
+        return None
+    table = Table(title=f"Finals on {net}: 60,000 images, 15 epochs; AutoAttack on 200 test images")
+    named = ("method", "configuration")
+    gains = [name for name in PYTORCHS if name in GRID[net]]
+    certified = "certified\nat 0.25, %"
+    headings = (*named, "clean, %", *(f"L2 {eps:g}" for eps in EPS), "mean", *(f"gain over\n{g}" for g in gains))
+    for heading in (*headings, certified):
+        table.add_column(heading, justify="left" if heading in named else "right")
+    base = {r["method"]: withstood(f) for r, f in results if r["number"] == chosen(net, r["method"])}
+    for result, folder in results:
+        each = withstood(folder)
+        worst = [f"{100 * result['attacked']['worst_case'][str(eps)]:.1f}" for eps in EPS]
+        ratios = [gain(each, base[name]) if name in base else "-" for name in gains]
+        proven = (result["certified"] or {}).get("certified", {}).get("0.25")
+        clean = 100 * result.get("proven_accuracy", result["test_accuracy"])
+        table.add_row(
+            result["method"],
+            varied(result["settings"], GRID[net][result["method"]]),
+            f"{clean:.2f}",
+            *worst,
+            f"{100 * float(each.mean()):.1f}",
+            *ratios,
+            "-" if proven is None else f"{100 * proven:.1f}",
+        )
+    return table
+
+
+def curves(path: Path) -> None:
+    """Plot clean accuracy against the mean accuracy under attack: dots of the search, rings of the finals."""
+    figure = figure_class()(figsize=(12, 5))
+    for place, net in enumerate(GRID, start=1):
+        axes = figure.add_subplot(1, len(GRID), place)
+        ended = list(finals(net))
+        for method in GRID[net]:
+            points = sorted((r["score"]["clean"], r["score"]["mean"]) for r in found(net, method).values())
+            if not points:
+                continue
+            (line,) = axes.plot(
+                *([100 * value for value in row] for row in zip(*points, strict=True)), "o-", ms=3, label=method
+            )
+            rings = [
+                (r["attacked"]["clean"], float(withstood(f).mean())) for r, f in ended if r["method"] == method
+            ]
+            for clean, mean in rings:
+                axes.plot(100 * clean, 100 * mean, "o", ms=9, mfc="none", color=line.get_color())
+        axes.set(
+            title=f"{net}: search (dots, PGD) and finals (rings, AutoAttack)",
+            xlabel="clean accuracy, %",
+            ylabel="accuracy under attack, mean over L2 0.5, 1.0 and 1.5, %",
+            xlim=(70, 95),
+        )
+        axes.grid(alpha=0.3)
+        axes.legend(fontsize=7)
+    figure.tight_layout()
+    figure.savefig(path, dpi=110)
+
+
+def main() -> None:
+    """Print the tables and write the plot."""
+    for net in GRID:
+        CONSOLE.print(search_table(net))
+        table = finals_table(net)
+        if table is not None:
+            CONSOLE.print(table)
+    curves(Path(__file__).parent / "curves.png")
+
+
+if __name__ == "__main__":
+    main()
