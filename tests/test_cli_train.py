@@ -51,6 +51,16 @@ def test_other_normalisations(tmp_path: Path, method: str) -> None:
     assert "parametrizations" not in str(list(torch.load(tmp_path / "model.pt", weights_only=True)["state_dict"]))
 
 
+@pytest.mark.parametrize(("capability", "said"), [("AVX2", True), ("AVX512", False)])
+def test_emulated_precision_is_said(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capability: str, said: bool
+) -> None:
+    monkeypatch.setattr("spectralnorm.commands.train.get_cpu_capability", lambda: capability)
+    done = run("train", *QUICK, "--amp", "bf16", "--epochs", "1", "--images", "64", "--out", tmp_path)
+    assert done.exit_code == 0, done.output
+    assert ("emulates bf16" in done.stderr) == said
+
+
 def test_a_network_that_has_not_learnt_is_called_so(tmp_path: Path) -> None:
     """A temperature of 0.01 makes gradients a hundred times larger."""
     done = run("train", *QUICK, "--temperature", "0.001", "--lr", "0.1", "--out", tmp_path)

@@ -141,6 +141,40 @@ def test_the_lower_end_is_never_above_the_upper(layer: nn.Module, least: float) 
     assert bound.lower <= bound.upper
 
 
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # of torch, as torch.compile is imported
+@pytest.mark.parametrize("wrap", [nn.DataParallel, torch.compile, lambda net: torch.compile(nn.DataParallel(net))])
+def test_wrappers_are_looked_into(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    assert sn.lipschitz(wrap(net), (3,)).upper == sn.lipschitz(net, (3,)).upper
+    x, y = torch.rand(5, 3), torch.zeros(5, dtype=torch.int64)
+    assert torch.equal(sn.certified_radius(wrap(net), x, y), sn.certified_radius(net, x, y))
+
+
+@pytest.mark.parametrize(
+    "make", [torch.jit.script, lambda net: torch.jit.trace(net, torch.rand(1, 3)), lambda net: Scripted(net)]
+)
+@pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")
+def test_torchscript_is_refused(make: Callable[[nn.Module], nn.Module]) -> None:
+    net = make(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)))
+    check_says(complaint(TypeError, lambda: sn.lipschitz(net, (3,))), "TorchScript", "made from")
+
+
+class Scripted(nn.Module):
+    """A part in TorchScript."""
+
+    def __init__(self, net: nn.Module) -> None:
+        super().__init__()
+        self.net = torch.jit.script(net)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x)
+
+
+def test_an_empty_output_is_refused() -> None:
+    net = Function(lambda x: F.interpolate(x, scale_factor=0.05, mode="area").flatten(1))
+    check_says(complaint(ValueError, lambda: sn.lipschitz(net, (1, 8, 8))), "empty", "real inputs")
+
+
 def test_radii_are_not_given_under_autocast() -> None:
     certifier = sn.Certifier(identity(), (2,))
     with torch.autocast("cpu", torch.bfloat16):

@@ -18,7 +18,7 @@ from spectralnorm.network.interpretation import Interpretation
 from spectralnorm.network.jacobian import jacobian_norm
 from spectralnorm.network.layer_norms import LayerNorms
 from spectralnorm.network.lipschitz_table import NodeBound, NodeTable
-from spectralnorm.network.plain import plain_copy
+from spectralnorm.network.plain import plain_copy, unwrapped
 from spectralnorm.network.probe import check_input_shape, reading
 from spectralnorm.network.rules.call import Measure
 from spectralnorm.network.rules.registry import Constant
@@ -109,7 +109,8 @@ def lipschitz(
         for its rounding (0 if nothing is left). `print(bound.stats["nodes"])` shows where it comes from.
 
     Raises:
-        TypeError: when `model` is not a module, or an operation has no rule, or none is possible.
+        TypeError: when `model` is not a module or holds TorchScript, or an operation has no rule, or none is
+            possible.
         ValueError: when the model does not run on `input_shape`, torch.fx cannot trace it, it mixes the inputs of
             a batch, or an operation's options allow no constant.
         MemoryError: when a layer is too large for the method.
@@ -169,6 +170,7 @@ def analyse(
     """
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: got {type(model).__name__}, expected a torch.nn.Module; wrap it in one")
+    model = unwrapped(model)
     shape = check_input_shape(input_shape)
     check_tolerance(rtol)
     if not isinstance(certified, bool):
@@ -213,6 +215,11 @@ def _run(model: nn.Module, pair: Tensor, shape: tuple[int, ...]) -> Tensor:
         raise ValueError(
             f"model: got {got} for a batch of two, expected one tensor with the batch on the first axis; wrap the "
             "model in a module that returns it"
+        )
+    if not output.numel():
+        raise ValueError(
+            f"input_shape={shape}: the model's output is empty, of shape {tuple(output.shape)}; expected one "
+            "number at least. Give the size of the real inputs"
         )
     return output
 

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-__all__ = ["plain_copy"]
+__all__ = ["plain_copy", "unwrapped"]
+
+_WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 
 
 @torch.no_grad()
@@ -56,6 +58,36 @@ def plain_copy(model: nn.Module) -> nn.Module:
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
     return plain.requires_grad_(False)
+
+
+def unwrapped(model: nn.Module) -> nn.Module:
+    """The model inside `torch.compile`, DataParallel or DistributedDataParallel, which compute what it does.
+
+    Args:
+        model: any model.
+
+    Returns:
+        The model itself where it is none of these.
+
+    Raises:
+        TypeError: when it holds TorchScript, whose layers cannot be read.
+
+    Example:
+        >>> net = nn.Linear(3, 3)
+        >>> unwrapped(nn.DataParallel(net)) is net
+        True
+    """
+    # By name: torch.compile's class lies in a module that takes seconds to import.
+    while type(model).__module__.startswith("torch.") and type(model).__name__ in _WRAPPERS:
+        model = getattr(model, _WRAPPERS[type(model).__name__])
+    for name, module in model.named_modules():
+        if isinstance(module, torch.jit.ScriptModule):
+            at = f"{name!r} in it" if name else "it"
+            raise TypeError(
+                f"model: {at} is TorchScript, whose layers cannot be read; expected modules of Python. Pass the "
+                "nn.Module that it was made from, with load_state_dict where there are only weights"
+            )
+    return model
 
 
 def _bake(module: nn.Module) -> None:
