@@ -4,7 +4,7 @@
 
 FGSM and PGD against foolbox 3.3.4 on 1,000 test images of Fashion-MNIST; AutoAttack through our adapter against
 what its own `run_standard_evaluation` finds on 200; on a plain network and a normalised one. Writes
-`runs/agreement.json`.
+`runs/agreement.json` after each network; those that it holds are not done again.
 """
 
 from __future__ import annotations
@@ -105,13 +105,8 @@ def vars_of(at: Any) -> dict[str, Any]:
     return {"attack": at.attack, "norm": at.norm, "eps": at.eps, "ours": at.robust_accuracy}
 
 
-def main() -> None:
-    """Compare, print the table, and write it down."""
-    torch.set_num_threads(1)
-    rows: list[dict[str, Any]] = []
-    for name, chosen in NETS.items():
-        CONSOLE.print(f"{name}: training, attacking", highlight=False)
-        rows += compared(name, trained(chosen))
+def table_of(rows: list[dict[str, Any]]) -> Table:
+    """Both figures of every attack."""
     table = Table(title="Accuracy under attack, %")
     for heading in ("network", "attack", "norm", "eps", "images", "ours", "theirs", "other"):
         table.add_column(heading, justify="left" if heading in ("network", "attack", "other") else "right")
@@ -120,9 +115,21 @@ def main() -> None:
         table.add_row(
             row["net"], row["attack"], row["norm"], f"{row['eps']:.3g}", str(row["images"]), *shares, row["other"]
         )
-    CONSOLE.print(table)
+    return table
+
+
+def main() -> None:
+    """Compare on each network that is missing, write it down, and print the table."""
+    torch.set_num_threads(1)
+    path = RUNS / "agreement.json"
+    rows: list[dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else []
+    for name, chosen in NETS.items():
+        if all(row["net"] != name for row in rows):
+            CONSOLE.print(f"{name}: training, attacking", highlight=False)
+            rows += compared(name, trained(chosen))
+            write_atomically(path, json.dumps(rows, indent=2) + "\n")
+    CONSOLE.print(table_of(rows))
     CONSOLE.print(f"Largest difference: {100 * max(abs(row['ours'] - row['theirs']) for row in rows):.2f} points")
-    write_atomically(RUNS / "agreement.json", json.dumps(rows, indent=2) + "\n")
 
 
 if __name__ == "__main__":

@@ -1,15 +1,16 @@
 """Certified radii under attack: what is certified must hold, on three trained networks.
 
-    python soundness.py
+    python soundness.py [--nets 0 1 2]
 
 Each network is trained on 10,000 images of Fashion-MNIST and certified. PGD (10 restarts, 20 steps, margin loss)
 attacks 1,000 test images, each within 0.999 of its own certified radius; standard AutoAttack attacks 200 of them,
 sorted by radius into ten bins, each within 0.999 of its bin's smallest radius. Every success would be a false
-certificate. Writes `runs/soundness.json`.
+certificate. Writes `runs/soundness.json` after each network; those that it holds are not done again.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import tempfile
 import time
@@ -75,12 +76,13 @@ def under_autoattack(net: nn.Module, x: Tensor, y: Tensor, radii: Tensor) -> tup
     fooled, sizes = 0, []
     for part in rows.tensor_split(BINS):
         sizes.append(BELOW * float(radii[part].min()))
+        CONSOLE.print(f"  {time.strftime('%H:%M')} AutoAttack at {sizes[-1]:.3g}", highlight=False)
         found = sn.evaluate(net, (x[part], y[part]), ["autoattack"], {"l2": [sizes[-1]]}, probes=0)
         fooled += found.clean.right - found.worst_case[0].right
     return fooled, len(rows), sizes
 
 
-def judged(name: str, chosen: dict[str, Any]) -> dict[str, Any]:
+def judged(chosen: dict[str, Any]) -> dict[str, Any]:
     """Train, certify and attack one network."""
     start, data = time.perf_counter(), fashion_mnist()
     net = trained(chosen)
@@ -90,7 +92,6 @@ def judged(name: str, chosen: dict[str, Any]) -> dict[str, Any]:
     by_pgd, of_pgd = under_pgd(net, x, y, radii)
     by_auto, of_auto, sizes = under_autoattack(net, x, y, radii)
     return {
-        "net": name,
         "settings": chosen,
         "lipschitz": certifier.lipschitz,
         "clean_accuracy": float(right.double().mean()),
@@ -102,22 +103,33 @@ def judged(name: str, chosen: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def main() -> None:
-    """Judge each network, print the table, and write it down."""
-    torch.set_num_threads(1)
-    results = []
-    for name, chosen in NETS.items():
-        CONSOLE.print(f"{name}: training, certifying, attacking", highlight=False)
-        results.append(judged(name, chosen))
+def table_of(results: dict[str, dict[str, Any]]) -> Table:
+    """A row for each network."""
     table = Table(title="Attacks at 0.999 of certified L2 radii: images fooled of those attacked")
     for heading in ("network", "clean, %", "Lipschitz bound", "median radius", "PGD", "AutoAttack"):
         table.add_column(heading, justify="left" if heading == "network" else "right")
-    for found in results:
+    for name, found in results.items():
         counts = [f"{found[kind]['fooled']} of {found[kind]['attacked']}" for kind in ("pgd", "autoattack")]
         numbers = (f"{100 * found['clean_accuracy']:.1f}", f"{found['lipschitz']:.3g}")
-        table.add_row(found["net"], *numbers, f"{found['median_radius']:.3g}", *counts)
-    CONSOLE.print(table)
-    write_atomically(RUNS / "soundness.json", json.dumps(results, indent=2) + "\n")
+        table.add_row(name, *numbers, f"{found['median_radius']:.3g}", *counts)
+    return table
+
+
+def main() -> None:
+    """Judge each network that is missing, write it down, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", nargs="+", type=int, choices=range(len(NETS)), default=list(range(len(NETS))))
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    path = RUNS / "soundness.json"
+    results: dict[str, dict[str, Any]] = json.loads(path.read_text()) if path.is_file() else {}
+    for name in [list(NETS)[index] for index in args.nets]:
+        if name not in results:
+            CONSOLE.print(f"{name}: training, certifying, attacking", highlight=False)
+            found = judged(NETS[name])
+            results = (json.loads(path.read_text()) if path.is_file() else {}) | {name: found}
+            write_atomically(path, json.dumps(results, indent=2) + "\n")
+    CONSOLE.print(table_of(results))
 
 
 if __name__ == "__main__":
