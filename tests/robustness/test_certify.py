@@ -126,7 +126,7 @@ def test_certified_accuracy_follows_from_the_radii() -> None:
     net, x, y = trained()
     found = sn.certify(net, DataLoader(TensorDataset(x, y), batch_size=25), {"l2": [0.0, 0.1], "linf": [0.01]})
     radii = sn.certified_radius(net, x, y)
-    assert found.radii == tuple(radii.tolist())
+    assert found.radii == pytest.approx(radii.tolist(), rel=1e-12)  # a batch's size changes the order of sums
     assert found.examples == 60
     assert found.clean_accuracy == float((net(x).argmax(1) == y).double().mean())
     by = {(each.norm, each.eps): each for each in found.results}
