@@ -12,24 +12,19 @@ from __future__ import annotations
 import contextlib
 import io
 import json
-import tempfile
 import warnings
-from pathlib import Path
 from typing import Any
 
 import torch
 from grid import COMMON
 from rich.console import Console
 from rich.table import Table
-from study import RUNS, load_net
+from study import DEVICE, RUNS, short_run
 from torch import Tensor, nn
 
 import spectralnorm as sn
 from spectralnorm.files import write_atomically
-from spectralnorm.training.conduct import Options, conduct, load_data
 from spectralnorm.training.data import fashion_mnist
-from spectralnorm.training.settings import Settings
-from spectralnorm.training.team import Team
 
 NETS: dict[str, dict[str, Any]] = {
     "plain": {"normalize": "none"},
@@ -46,15 +41,6 @@ IMAGES, FEW = 1000, 200
 CONSOLE = Console()
 
 
-def trained(chosen: dict[str, Any]) -> nn.Module:
-    """A small CNN of a short run."""
-    settings = Settings(**{**COMMON, "arch": "small-cnn", **chosen}, images=10_000, epochs=5, seed=0)
-    with tempfile.TemporaryDirectory() as folder:
-        options = Options(Path(folder), prove=False, checkpoint_every=10**9, certify_eps=())
-        conduct(settings, options, load_data(settings), Team(0, 1, torch.device("cpu")), lambda *_: None)
-        return load_net(settings, Path(folder))
-
-
 def right(net: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Which images are classified right."""
     with torch.no_grad():
@@ -67,7 +53,7 @@ def by_foolbox(net: nn.Module, x: Tensor, y: Tensor, attack: str, norm: str, eps
 
     name, options = FOOLBOX[attack, norm]
     torch.manual_seed(0)
-    wrapped = foolbox.PyTorchModel(net, bounds=(0, 1), device="cpu")
+    wrapped = foolbox.PyTorchModel(net, bounds=(0, 1), device=DEVICE)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         points = getattr(foolbox.attacks, name)(**options)(wrapped, x, y, epsilons=eps)[1]
@@ -87,7 +73,7 @@ def by_autoattack(net: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float) -
 def compared(name: str, net: nn.Module) -> list[dict[str, Any]]:
     """Both figures of every attack, norm and size."""
     data, rows = fashion_mnist(), []
-    x, y = data.test_x[:IMAGES], data.test_y[:IMAGES]
+    x, y = data.test_x[:IMAGES].to(DEVICE), data.test_y[:IMAGES].to(DEVICE)
     ours = sn.evaluate(net, (x, y), ["fgsm", "pgd-ce"], SIZES)
     for at in ours.results:
         theirs = by_foolbox(net, x, y, at.attack, at.norm, at.eps)
@@ -126,7 +112,7 @@ def main() -> None:
     for name, chosen in NETS.items():
         if all(row["net"] != name for row in rows):
             CONSOLE.print(f"{name}: training, attacking", highlight=False)
-            rows += compared(name, trained(chosen))
+            rows += compared(name, short_run({**COMMON, "arch": "small-cnn", "epochs": 5, **chosen})[0])
             write_atomically(path, json.dumps(rows, indent=2) + "\n")
     CONSOLE.print(table_of(rows))
     CONSOLE.print(f"Largest difference: {100 * max(abs(row['ours'] - row['theirs']) for row in rows):.2f} points")

@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from grid import COMMON, GRID
 from rich.console import Console
-from study import EPS, RUNS, chosen, load_net, slug
+from study import DEVICE, EPS, RUNS, chosen, load_net, slug
 from torch import nn
 
 import spectralnorm as sn
@@ -46,7 +46,7 @@ def trained(settings: Settings, folder: Path, data: Dataset) -> tuple[nn.Module,
                 CONSOLE.print(f"  {time.strftime('%H:%M')} {what}", highlight=False)
                 last[0] = what
 
-        conduct(settings, options, data, Team(0, 1, torch.device("cpu")), note)
+        conduct(settings, options, data, Team(0, 1, DEVICE), note)
         (folder / CHECKPOINT).unlink(missing_ok=True)
     return load_net(settings, folder), json.loads((folder / "result.json").read_text())
 

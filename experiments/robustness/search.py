@@ -10,23 +10,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from grid import COMMON, GRID
 from rich.console import Console
-from study import EPS, load_net, path_of
+from study import DEVICE, EPS, path_of, short_run
 from torch import nn
 
 from spectralnorm.files import write_atomically
 from spectralnorm.robustness.attacks import pgd
-from spectralnorm.training.conduct import Options, conduct, load_data
 from spectralnorm.training.data import fashion_mnist
-from spectralnorm.training.settings import Settings
-from spectralnorm.training.team import Team
 
 SCORED = 500  # the last training images
 CONSOLE = Console(stderr=True)
@@ -35,7 +30,7 @@ CONSOLE = Console(stderr=True)
 def scored(net: nn.Module) -> dict[str, Any]:
     """Clean accuracy, and under PGD by eps, on the images kept for it."""
     data = fashion_mnist()
-    x, y = data.train_x[-SCORED:], data.train_y[-SCORED:]
+    x, y = data.train_x[-SCORED:].to(DEVICE), data.train_y[-SCORED:].to(DEVICE)
     with torch.no_grad():
         right = net(x).argmax(1) == y
     kept, robust = right.clone(), {}
@@ -52,17 +47,12 @@ def scored(net: nn.Module) -> dict[str, Any]:
 def searched(net: str, method: str, number: int) -> dict[str, Any]:
     """Train and score one configuration."""
     chosen = {**COMMON, **GRID[net][method][number]}
-    settings = Settings(**chosen, images=10_000, epochs=5, seed=0)
-    with tempfile.TemporaryDirectory() as folder:
-        options = Options(Path(folder), prove=False, checkpoint_every=10**9)
-        team = Team(0, 1, torch.device("cpu"))
-        try:
-            result = conduct(settings, options, load_data(settings), team, lambda *_: None)
-        except FloatingPointError as error:  # a configuration that diverges is a result
-            return {"net": net, "method": method, "settings": chosen, "diverged": str(error)}
-        score = scored(load_net(settings, Path(folder)))
+    try:
+        model, result = short_run({**chosen, "epochs": 5})
+    except FloatingPointError as error:  # a configuration that diverges is a result
+        return {"net": net, "method": method, "settings": chosen, "diverged": str(error)}
     kept = {key: result[key] for key in ("test_accuracy", "seconds", "layers")}
-    return {"net": net, "method": method, "settings": chosen, **kept, "score": score}
+    return {"net": net, "method": method, "settings": chosen, **kept, "score": scored(model)}
 
 
 def main() -> None:

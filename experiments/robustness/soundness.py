@@ -12,25 +12,20 @@ from __future__ import annotations
 
 import argparse
 import json
-import tempfile
 import time
-from pathlib import Path
 from typing import Any
 
 import torch
 from grid import COMMON
 from rich.console import Console
 from rich.table import Table
-from study import RUNS, load_net
+from study import DEVICE, RUNS, short_run
 from torch import Tensor, nn
 
 import spectralnorm as sn
 from spectralnorm.files import write_atomically
 from spectralnorm.robustness.attacks import pgd
-from spectralnorm.training.conduct import Options, conduct, load_data
 from spectralnorm.training.data import fashion_mnist
-from spectralnorm.training.settings import Settings
-from spectralnorm.training.team import Team
 
 NETS: dict[str, dict[str, Any]] = {
     "lipschitz-cnn, margin-trained, no BatchNorm": {
@@ -46,16 +41,6 @@ NETS: dict[str, dict[str, Any]] = {
 BELOW = 0.999  # of a certified radius
 ATTACKED, BINNED, BINS = 1000, 200, 10
 CONSOLE = Console()
-
-
-def trained(chosen: dict[str, Any]) -> nn.Module:
-    """The plain network of a short run."""
-    settings = Settings(**{**COMMON, "lr": 0.002, **chosen}, images=10_000, seed=0)
-    with tempfile.TemporaryDirectory() as folder:
-        options = Options(Path(folder), checkpoint_every=10**9, certify_eps=())
-        team = Team(0, 1, torch.device("cpu"))
-        conduct(settings, options, load_data(settings), team, lambda *_: None)
-        return load_net(settings, Path(folder))
 
 
 def under_pgd(net: nn.Module, x: Tensor, y: Tensor, radii: Tensor) -> tuple[int, int]:
@@ -85,8 +70,8 @@ def under_autoattack(net: nn.Module, x: Tensor, y: Tensor, radii: Tensor) -> tup
 def judged(chosen: dict[str, Any]) -> dict[str, Any]:
     """Train, certify and attack one network."""
     start, data = time.perf_counter(), fashion_mnist()
-    net = trained(chosen)
-    x, y = data.test_x[:ATTACKED], data.test_y[:ATTACKED]
+    net, _ = short_run({**COMMON, "lr": 0.002, **chosen}, prove=True)
+    x, y = data.test_x[:ATTACKED].to(DEVICE), data.test_y[:ATTACKED].to(DEVICE)
     certifier = sn.Certifier(net, data.input_shape)
     radii, right = certifier.judge(x, y)
     by_pgd, of_pgd = under_pgd(net, x, y, radii)

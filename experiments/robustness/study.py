@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,14 @@ import torch
 from grid import GRID
 from torch import nn
 
+from spectralnorm.training.conduct import Options, conduct, load_data
 from spectralnorm.training.models import build
 from spectralnorm.training.settings import Settings
+from spectralnorm.training.team import Team
 
-__all__ = ["EPS", "FLOOR", "RUNS", "chosen", "found", "load_net", "path_of", "slug"]
+__all__ = ["DEVICE", "EPS", "FLOOR", "RUNS", "chosen", "found", "load_net", "path_of", "short_run", "slug"]
 
+DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 RUNS = Path(__file__).parent / "runs"
 EPS = (0.5, 1.0, 1.5)  # L2, in pixels from 0 to 1
 FLOOR = 0.84  # clean accuracy in the search; 18 times the training adds some points
@@ -55,7 +59,16 @@ def chosen(net: str, method: str) -> int | None:
 
 
 def load_net(settings: Settings, folder: Path) -> nn.Module:
-    """The plain network that a run has left."""
+    """The plain network that a run has left, on the device that attacks it."""
     net = build(settings.arch, (1, 28, 28), 10, **settings.architecture)
     net.load_state_dict(torch.load(folder / "model.pt", weights_only=True)["state_dict"])
-    return net.eval()
+    return net.eval().to(DEVICE)
+
+
+def short_run(chosen: dict[str, Any], *, prove: bool = False) -> tuple[nn.Module, dict[str, Any]]:
+    """Train on 10,000 images, and keep nothing of the run but the plain network and its result."""
+    settings = Settings(**chosen, images=10_000, seed=0)
+    with tempfile.TemporaryDirectory() as folder:
+        options = Options(Path(folder), prove=prove, checkpoint_every=10**9, certify_eps=())
+        result = conduct(settings, options, load_data(settings), Team(0, 1, DEVICE), lambda *_: None)
+        return load_net(settings, Path(folder)), result
