@@ -60,15 +60,15 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def trial(folder: Path, delay: float, reference: tuple[Any, Any]) -> tuple[bool, int]:
+def trial(folder: Path, delay: float, reference: tuple[Any, Any], *flags: str) -> tuple[bool, int]:
     """Kill a run after so many seconds, resume it; whether it ends alike, and the step it was resumed from."""
-    process = start(folder)
+    process = start(folder, *flags)
     time.sleep(delay)
     process.kill()
     process.wait()
     path = folder / "checkpoint.pt"
     done = torch.load(path, weights_only=True)["done"] if path.exists() else 0
-    finish(folder, "--resume")
+    finish(folder, "--resume", *flags)
     return same(outcome(folder), reference), done
 
 

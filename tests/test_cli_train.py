@@ -194,8 +194,8 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     """`make kills` does this twenty times."""
     from kills import finish, outcome, trial
 
-    finish(tmp_path / "whole")
-    same, _ = trial(tmp_path / "killed", 6.0, outcome(tmp_path / "whole"))
+    finish(tmp_path / "whole", "--images", "400")
+    same, _ = trial(tmp_path / "killed", 6.0, outcome(tmp_path / "whole"), "--images", "400")
     assert same
 
 
