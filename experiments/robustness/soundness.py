@@ -28,14 +28,16 @@ from spectralnorm.robustness.attacks import pgd
 from spectralnorm.training.data import fashion_mnist
 
 NETS: dict[str, dict[str, Any]] = {
-    "lipschitz-cnn, margin-trained, no BatchNorm": {
-        "arch": "lipschitz-cnn",
+    "small CNN with MaxMin, margin-trained, no BatchNorm": {
+        "arch": "small-cnn",
+        "activation": "maxmin",
         "init": "orthogonal",
         "loss": "lmt",
+        "margin": 0.25,
         "temperature": 0.1,
         "epochs": 5,
     },
-    "small-cnn, BatchNorm folded": {"arch": "small-cnn", "batch_norm": True, "temperature": 0.1, "epochs": 5},
+    "small CNN, BatchNorm folded": {"arch": "small-cnn", "batch_norm": True, "temperature": 0.1, "epochs": 5},
     "ResNet-20, no BatchNorm": {"arch": "resnet20", "init": "orthogonal", "temperature": 0.03, "epochs": 2},
 }
 BELOW = 0.999  # of a certified radius
