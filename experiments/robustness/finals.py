@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import math
 import time
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from grid import COMMON, GRID
 from rich.console import Console
-from study import DEVICE, EPS, RUNS, chosen, load_net, slug
+from study import DEVICE, EPS, RUNS, certified, chosen, load_net, slug
 from torch import nn
 
 import spectralnorm as sn
@@ -31,7 +30,6 @@ from spectralnorm.training.team import Team
 
 ATTACKED = 200  # the first test images
 BATCH = 100  # of attacked images: what is done when the script is stopped
-CERTIFIED_EPS = (0.1, 0.25, 0.5, 1.0)
 CONSOLE = Console(stderr=True)
 
 
@@ -49,18 +47,6 @@ def trained(settings: Settings, folder: Path, data: Dataset) -> tuple[nn.Module,
         conduct(settings, options, data, Team(0, 1, DEVICE), note)
         (folder / CHECKPOINT).unlink(missing_ok=True)
     return load_net(settings, folder), json.loads((folder / "result.json").read_text())
-
-
-def certified(net: nn.Module, data: Dataset) -> dict[str, Any] | None:
-    """Certified accuracy on the test images; None without a finite bound."""
-    try:
-        proven = sn.certify(net, (data.test_x, data.test_y), {"l2": CERTIFIED_EPS})
-    except ValueError as error:
-        return {"refused": str(error)}
-    if not math.isfinite(proven.lipschitz):
-        return None
-    accuracy = {str(entry.eps): entry.certified_accuracy for entry in proven.results}
-    return {"lipschitz": proven.lipschitz, "clean": proven.clean_accuracy, "certified": accuracy}
 
 
 def final(net: str, method: str, number: int, folder: Path) -> None:
