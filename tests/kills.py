@@ -60,13 +60,20 @@ def same(one: Any, other: Any) -> bool:
     return bool(one == other)
 
 
-def trial(folder: Path, delay: float, reference: tuple[Any, Any], *flags: str) -> tuple[bool, int]:
-    """Kill a run after so many seconds, resume it; whether it ends alike, and the step it was resumed from."""
-    process = start(folder, *flags)
-    time.sleep(delay)
+def trial(folder: Path, delay: float | None, reference: tuple[Any, Any], *flags: str) -> tuple[bool, int]:
+    """Kill a run after so many seconds, or at its first checkpoint, and resume it.
+
+    Returns:
+        Whether it ends alike, and the step it was resumed from.
+    """
+    process, path = start(folder, *flags), folder / "checkpoint.pt"
+    if delay is None:
+        while not path.exists() and process.poll() is None:
+            time.sleep(0.01)
+    else:
+        time.sleep(delay)
     process.kill()
     process.wait()
-    path = folder / "checkpoint.pt"
     done = torch.load(path, weights_only=True)["done"] if path.exists() else 0
     finish(folder, "--resume", *flags)
     return same(outcome(folder), reference), done

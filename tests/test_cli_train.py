@@ -195,8 +195,10 @@ def test_a_killed_run_goes_on_where_it_was(tmp_path: Path) -> None:
     from kills import finish, outcome, trial
 
     finish(tmp_path / "whole", "--images", "400")
-    same, _ = trial(tmp_path / "killed", 6.0, outcome(tmp_path / "whole"), "--images", "400")
+    whole = outcome(tmp_path / "whole")
+    same, resumed_from = trial(tmp_path / "killed", None, whole, "--images", "400")
     assert same
+    assert 0 < resumed_from < whole[0]["done"]  # it was killed in between, however fast the machine
 
 
 def test_an_interrupted_run_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -64,7 +64,9 @@ def by_autoattack(net: nn.Module, x: Tensor, y: Tensor, norm: str, eps: float) -
     """Accuracy under the standard version, by the attack's own report."""
     from pyautoattack import AutoAttack
 
-    attack = AutoAttack(net, norm={"l2": "L2", "linf": "Linf"}[norm], eps=eps, seed=0, version="standard")
+    attack = AutoAttack(
+        net, norm={"l2": "L2", "linf": "Linf"}[norm], eps=eps, seed=0, version="standard", device=DEVICE
+    )
     with torch.random.fork_rng(), contextlib.redirect_stdout(io.StringIO()):
         points, _ = attack.run_standard_evaluation(x, y, batch_size=len(x))
     return float(right(net, points, y).double().mean())

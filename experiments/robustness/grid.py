@@ -55,7 +55,7 @@ GRID: dict[str, dict[str, list[Configuration]]] = {
         "ours, without BatchNorm, soft": _grid(
             {**WITHOUT, "mode": "soft"}, target=[1.5, 2.5], temperature=[0.03, 0.1, 0.3]
         ),
-        # the blocks' shortcuts keep the signal alive: here the orthogonal start costs accuracy instead
+        # the blocks' shortcuts keep the signal alive: here the orthogonal start costs robustness instead
         "ours, without BatchNorm, hard, orthogonal": _grid(
             ORTHOGONAL, target=[1.0, 1.5], temperature=[0.03, 0.1, 0.3]
         ),
