@@ -1,10 +1,11 @@
 """The finals: each method's chosen configuration on all 60,000 images for 15 epochs, attacked and certified.
 
-    python finals.py [--nets small-cnn resnet20] [--methods "ours, hard" ...] [--also 2 ...]
+    python finals.py [--nets small-cnn resnet20] [--methods "ours, hard" ...] [--numbers 2 ...]
 
 Attacked by standard AutoAttack at L2 0.5, 1.0 and 1.5 on the first 200 test images, the same for all; certified on
 all test images where the bound of the network is finite. A run that was interrupted goes on from where it was;
-what is there is not done again. `--also` takes further configurations by number, for the trade-off curve.
+what is there is not done again. `--numbers` takes these configurations in place of the chosen one, for the
+trade-off curve.
 """
 
 from __future__ import annotations
@@ -29,14 +30,14 @@ from spectralnorm.training.settings import Settings
 from spectralnorm.training.team import Team
 
 ATTACKED = 200  # the first test images
-BATCH = 100  # of attacked images: what is done when the script is stopped
+BATCH = 200 if DEVICE.type == "cuda" else 100  # of attacked images: what is done when the script is stopped
 CONSOLE = Console(stderr=True)
 
 
 def trained(settings: Settings, folder: Path, data: Dataset) -> tuple[nn.Module, dict[str, Any]]:
     """The plain network of a run that is made, or gone on with, here; and the run's result."""
     if not (folder / "result.json").is_file():
-        options = Options(folder, resume=True, checkpoint_every=10**9, log_every=469, certify_eps=())
+        options = Options(folder, resume=True, checkpoint_every=100, log_every=469, certify_eps=())
         last = [""]
 
         def note(what: str, _: float) -> None:
@@ -59,7 +60,8 @@ def final(net: str, method: str, number: int, folder: Path) -> None:
         model, attacked, ["autoattack"], {"l2": EPS}, batch_size=BATCH, resume=folder / "evaluation.json"
     )
     worst = {str(entry.eps): entry.robust_accuracy for entry in evaluation.worst_case}
-    kept = {key: result[key] for key in ("test_accuracy", "proven_accuracy", "seconds", "layers") if key in result}
+    names = ("test_accuracy", "proven_accuracy", "device", "seconds", "layers")
+    kept = {name: result[name] for name in names if name in result}
     summary = {
         "net": net,
         "method": method,
@@ -81,16 +83,16 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", choices=list(GRID), default=list(GRID))
     parser.add_argument("--methods", nargs="+")
-    parser.add_argument("--also", nargs="*", type=int, default=[])
+    parser.add_argument("--numbers", nargs="+", type=int)
     args = parser.parse_args()
     torch.set_num_threads(1)
     for net in args.nets:
         for method in [name for name in args.methods or GRID[net] if name in GRID[net]]:
             best = chosen(net, method)
-            if best is None:
+            if best is None and not args.numbers:
                 CONSOLE.print(f"{net}, {method}: its search has not ended; run search.py", highlight=False)
                 continue
-            for number in dict.fromkeys([best, *args.also]):
+            for number in args.numbers or [best]:
                 folder = RUNS / "finals" / net / f"{slug(method)}-{number}"
                 if not (folder / "final.json").is_file():
                     CONSOLE.print(f"{net}, {method}, {number}", highlight=False)

@@ -1,6 +1,6 @@
 """The search: every configuration of every method on 10,000 images for 5 epochs, scored on images it has not seen.
 
-    python search.py [--nets small-cnn resnet20] [--methods "ours, hard" ...]
+    python search.py [--nets small-cnn resnet20] [--methods "ours, hard" ...] [--numbers 0 1 ...]
 
 Scores: clean accuracy, and accuracy under PGD (20 steps, margin loss) at L2 0.5, 1.0 and 1.5, on 500 training
 images that no run of the search trains on. Each result is a file in `runs/search`; what is there is not run again.
@@ -51,7 +51,7 @@ def searched(net: str, method: str, number: int) -> dict[str, Any]:
         model, result = short_run({**chosen, "epochs": 5})
     except FloatingPointError as error:  # a configuration that diverges is a result
         return {"net": net, "method": method, "settings": chosen, "diverged": str(error)}
-    kept = {key: result[key] for key in ("test_accuracy", "seconds", "layers")}
+    kept = {key: result[key] for key in ("test_accuracy", "device", "seconds", "layers")}
     return {"net": net, "method": method, "settings": chosen, **kept, "score": scored(model)}
 
 
@@ -60,11 +60,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--nets", nargs="+", choices=list(GRID), default=list(GRID))
     parser.add_argument("--methods", nargs="+")
+    parser.add_argument("--numbers", nargs="+", type=int)
     args = parser.parse_args()
     torch.set_num_threads(1)
     for net in args.nets:
-        for method in args.methods or GRID[net]:
-            for number in range(len(GRID[net].get(method, []))):
+        for method in [name for name in args.methods or GRID[net] if name in GRID[net]]:
+            for number in args.numbers or range(len(GRID[net][method])):
                 path = path_of(net, method, number)
                 if path.is_file():
                     continue

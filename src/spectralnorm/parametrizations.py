@@ -66,6 +66,6 @@ def spectral_norm(
         return module
     check_plain(module, "weight", "")
     operator = as_operator(module)
-    options = {"sweeps": n_power_iterations, "thorough": is_small([operator])}
+    options = {"sweeps": n_power_iterations, "small": is_small([operator])}
     attach(Site("", module, "weight", operator), SpectralNormalization(operator, Rule(1.0), Engine(), **options))
     return module

@@ -150,10 +150,10 @@ def _prepare(sites: Sequence[Site], rules: Sequence[Rule]) -> list[Normalization
     """A normalisation for each site, its state converged."""
     engine, small = Engine(), is_small([site.operator for site in sites])
     return [
-        SpectralNormalization(site.operator, rule, engine, place=place, thorough=small)
+        SpectralNormalization(site.operator, rule, engine, place=place, small=small)
         if site.pair is None
         else FoldedNormalization(
-            site.operator, rule, engine, site.pair, on_columns=site.on_columns, place=place, thorough=small
+            site.operator, rule, engine, site.pair, on_columns=site.on_columns, place=place, small=small
         )
         for place, (site, rule) in enumerate(zip(sites, rules, strict=True))
     ]

@@ -27,6 +27,7 @@ _BLIND = 3  # and sweeps where the gain is not asked for, since that would stop 
 _POLISH = 8  # sweeps of a leader that stays: gradients go by its vectors, which settle after its height
 _PEAKS = 40  # of a survey, that climb in a small model: all there are along two axes
 _PEAKS_LARGE = 4
+_SCOUTED = 3  # sweeps of those: the highest then climb on beside the tracks, as often as they gain
 
 
 def climb(stack: Stack, first: Tracker, *, tracks: int = TRACKS, found: Tracks | None = None) -> None:
@@ -75,7 +76,7 @@ def look(members: Sequence[Tracker], symbol: Symbol) -> Tracks:
     for span, grid in zip(spans, grids, strict=True):
         grid.copy_(x[span, :, : grid.shape[2]])
     tracks = peaks(symbol, x, heights, _PEAKS if first.thorough else _PEAKS_LARGE, first.turn)
-    tracks = _sweeps(symbol, tracks, _most(first), leader=False)
+    tracks = _sweeps(symbol, tracks, _SCOUTED, leader=False)
     return tracks.take(tracks.distinct(TRACKS))
 
 

@@ -44,6 +44,8 @@ class FoldedNormalization(Normalization):
         loads: of the layer, as far as the state knows of them.
     """
 
+    by_statistics = True
+
     def __init__(
         self,
         operator: Operator,

@@ -132,7 +132,7 @@ def _track(layers: dict[str, nn.Module]) -> _Trackers:
     engine, operators = Engine(), [as_operator(layer) for layer in layers.values()]
     small, trackers = is_small(operators), {}
     for place, ((name, layer), operator) in enumerate(zip(layers.items(), operators, strict=True)):
-        tracker = Tracker(operator, engine, place=place, thorough=small)
+        tracker = Tracker(operator, engine, place=place, small=small)
         tracker.attached(cast("Tensor", layer.weight))
         trackers[name] = (weakref.ref(layer), tracker)
     return trackers

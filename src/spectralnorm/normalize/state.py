@@ -41,7 +41,8 @@ class State(nn.Module):
     Attributes:
         sweeps: sweeps per change of the weight.
         place: of the layer in its model: large layers are surveyed in turn by it.
-        thorough: whether a step sweeps every track, and surveys come often, or it does the least that keeps up.
+        small: whether the model is so small that thorough sweeps cost it next to nothing.
+        by_statistics: whether a BatchNorm's statistics move the norm, as well as training.
         turn: how often the state has moved.
         rested: moves since the last survey.
         drift: share by which heights have moved since then.
@@ -54,10 +55,11 @@ class State(nn.Module):
     w: Tensor
     heights: Tensor
     grid: Tensor
+    by_statistics = False
 
-    def __init__(self, symbol: Symbol, *, place: int, sweeps: int, thorough: bool) -> None:
+    def __init__(self, symbol: Symbol, *, place: int, sweeps: int, small: bool) -> None:
         super().__init__()
-        self.place, self.sweeps, self.thorough = place, sweeps, thorough
+        self.place, self.sweeps, self.small = place, sweeps, small
         self.turn, self.rested, self.drift, self.exponent = 0, 0, 0.0, 0
         self.blocks = tuple(symbol.weight.shape)
         self._layout = symbol.layout
@@ -73,6 +75,15 @@ class State(nn.Module):
         for name, shape in zip(BUFFERS, shapes, strict=True):
             zeros = torch.zeros((groups, *shape), dtype=compute_dtype(weight), device=weight.device)
             self.register_buffer(name, zeros)
+
+    @property
+    def thorough(self) -> bool:
+        """Whether a step sweeps every track, and surveys come often, or it does the least that keeps up.
+
+        On a GPU small sweeps cost as much as large ones, and drift is not known: there, only where a BatchNorm's
+        statistics can lift another direction from one step to the next. Weights alone move too little for that.
+        """
+        return self.small if self.heights.device.type == "cpu" else self.by_statistics
 
     @property
     def sigma(self) -> Tensor:

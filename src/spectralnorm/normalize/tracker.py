@@ -43,10 +43,10 @@ class Tracker(State):
     """
 
     def __init__(
-        self, operator: Operator, engine: Engine, *, place: int = 0, sweeps: int = 1, thorough: bool = True
+        self, operator: Operator, engine: Engine, *, place: int = 0, sweeps: int = 1, small: bool = True
     ) -> None:
         symbol = operator.symbol()
-        super().__init__(symbol, place=place, sweeps=sweeps, thorough=thorough)
+        super().__init__(symbol, place=place, sweeps=sweeps, small=small)
         self.engine = engine
         self._seen = Seen()
         # at the next use: "check" after a copy, "converge" after a write, "fresh" where processes run side by side
