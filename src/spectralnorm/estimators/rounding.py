@@ -105,7 +105,7 @@ def rescaled(symbol: Symbol) -> tuple[Symbol, float]:
     """
     weight = symbol.weight.detach().double()
     scale = power_of_two(weight)
-    return Symbol(weight / scale, symbol.layout.on(weight.device)), scale
+    return Symbol(weight / scale, symbol.layout), scale
 
 
 def rescaled_back(value: float, scale: float, *, up: bool) -> float:

@@ -77,7 +77,7 @@ def _of_blocks(symbol: Symbol, grid: Size) -> Tensor:
         if grid
         else torch.zeros(1, 0, device="cpu")
     )
-    exact = Symbol(symbol.weight.double(), symbol.layout.on(symbol.weight.device))
+    exact = Symbol(symbol.weight.double(), symbol.layout)
     values: Tensor = torch.linalg.svdvals(exact.at(w.double().to(symbol.weight.device))).flatten()
     return values
 

@@ -62,7 +62,7 @@ class State(nn.Module):
         self.place, self.sweeps, self.small = place, sweeps, small
         self.turn, self.rested, self.drift, self.exponent = 0, 0, 0.0, 0
         self.blocks = tuple(symbol.weight.shape)
-        self._layout = symbol.layout
+        self._layout = symbol.layout.on(torch.device("cpu"))
         self._key = (str(self._layout.positions.tolist()), str(self._layout.component.tolist()), sweeps)
         with torch.inference_mode(False):
             self._allocate(symbol.weight)
@@ -93,7 +93,7 @@ class State(nn.Module):
     def symbol(self, sources: Sources) -> Symbol:
         """The symbol of these tensors over 2^exponent, detached, on their device; the first is the weight."""
         weight = sources[0].detach().to(self.heights.dtype)
-        return symbol_of(weight, self.blocks, self._layout.on(weight.device), *self.scales(sources))
+        return symbol_of(weight, self.blocks, self._layout, *self.scales(sources))
 
     def scales(self, sources: Sources) -> tuple[Tensor | None, Tensor | None]:
         """Factors of the symbol's rows and columns: 2^-exponent, and what is folded into the weight."""

@@ -32,23 +32,19 @@ class TapLayout:
         positions: (taps, axes) float64, centred positions q_t on the grid of outputs.
         component: (taps,) int64, the polyphase component tap t reads.
         components: how many components are read at all.
+        degrees: degree of the symbol per axis: half the extent of the taps, in grid steps. Numbers, since reading
+            them off positions on a GPU would stop its stream.
     """
 
     positions: Tensor
     component: Tensor
     components: int
+    degrees: tuple[float, ...]
 
     @property
     def axes(self) -> int:
         """Number of frequency axes."""
         return self.positions.shape[1]
-
-    @property
-    def degrees(self) -> tuple[float, ...]:
-        """Degree of the symbol per axis: half the extent of the taps, in grid steps."""
-        if self.positions.shape[0] == 0:
-            return (0.0,) * self.axes
-        return tuple(float(d) for d in self.positions.amax(0))
 
     def on(self, device: torch.device) -> TapLayout:
         """The layout on a device, moved once."""
@@ -71,7 +67,7 @@ class TapLayout:
 
 @lru_cache(maxsize=256)
 def _moved(layout: TapLayout, device: torch.device) -> TapLayout:
-    return TapLayout(layout.positions.to(device), layout.component.to(device), layout.components)
+    return replace(layout, positions=layout.positions.to(device), component=layout.component.to(device))
 
 
 @lru_cache(maxsize=256)
@@ -103,7 +99,8 @@ def tap_layout(kernel: tuple[int, ...], stride: tuple[int, ...], dilation: tuple
     quotients = [[x // s for x, s in zip(read, stride, strict=True)] for read in reads]
     q = torch.tensor(quotients, dtype=torch.float64, device="cpu").reshape(len(taps), len(kernel))
     centred = q - (q.amax(0) + q.amin(0)) / 2
-    return TapLayout(centred, torch.tensor([number[r] for r in residues], device="cpu"), len(number))
+    component = torch.tensor([number[r] for r in residues], device="cpu")
+    return TapLayout(centred, component, len(number), tuple(centred.amax(0).tolist()))
 
 
 @dataclass(frozen=True, eq=False)
@@ -112,7 +109,7 @@ class Symbol:
 
     Attributes:
         weight: (g, c_out/g, c_in/g, taps), a view of the layer's weight.
-        layout: where the taps sit.
+        layout: where the taps sit; on the weight's device, whichever it came on.
         row_scale: (g, c_out/g) factors of the rows in `read` and `read_adjoint`, or None: of a BatchNorm that is
             folded in without a copy of the weight.
         column_scale: (g, c_in/g) the same of the columns.
@@ -122,6 +119,9 @@ class Symbol:
     layout: TapLayout
     row_scale: Tensor | None = None
     column_scale: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "layout", self.layout.on(self.weight.device))
 
     @property
     def groups(self) -> int:
@@ -146,7 +146,7 @@ class Symbol:
     def to(self, dtype: torch.dtype) -> Symbol:
         """The same symbol, detached, with weights of this dtype."""
         weight = self.weight.detach().to(dtype)
-        return Symbol(weight, self.layout.on(weight.device), self.row_scale, self.column_scale)
+        return Symbol(weight, self.layout, self.row_scale, self.column_scale)
 
     def largest(self) -> Tensor:
         """The largest magnitude of an entry of the kernel, 0-dim; of zeros the smallest normal number."""

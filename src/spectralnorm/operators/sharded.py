@@ -39,7 +39,7 @@ class ShardedSymbol(Symbol):
     @classmethod
     def _made(cls, slab: Slab, layout: TapLayout) -> ShardedSymbol:
         nothing = slab.local.new_full((1, 1, 1, 1), torch.nan).expand(slab.blocks)
-        return cls(nothing, layout.on(nothing.device), slab=slab)
+        return cls(nothing, layout, slab=slab)
 
     @property
     def part(self) -> Slab:
