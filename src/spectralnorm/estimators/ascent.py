@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectralnorm.operators.eigen import leading
 from spectralnorm.operators.fourier import Symbol
 
 __all__ = ["FrequencyStep", "Tracks", "lengths", "normalised", "power_sweep", "sweep"]
@@ -166,10 +167,14 @@ def _ritz(energy: Tensor) -> Tensor:
         so it stays orthogonal however small the step.
     """
     # not-a-number weights must not stop the other layers of a stack: eigh refuses them
-    values, vectors = torch.linalg.eigh(torch.where(energy.isfinite(), energy, 0.0))
-    stay = torch.zeros_like(vectors[..., 0])
-    stay[..., 0] = 1
-    z = torch.where(values[..., -1:] > 0, vectors[..., -1], stay)
+    energy = torch.where(energy.isfinite(), energy, 0.0)
+    if energy.device.type == "cpu":
+        values, vectors = torch.linalg.eigh(energy)
+        stay = torch.zeros_like(vectors[..., 0])
+        stay[..., 0] = 1
+        z = torch.where(values[..., -1:] > 0, vectors[..., -1], stay)
+    else:
+        z = leading(energy)
     step = z[..., 1:]
     back = torch.cat([step.abs().square().sum(-1, keepdim=True).to(z), -step * z[..., :1].conj()], -1)
     return torch.stack([z, normalised(back)], 2)

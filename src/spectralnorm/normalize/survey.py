@@ -20,6 +20,7 @@ from torch import Tensor
 
 from spectralnorm.estimators.ascent import Tracks, lengths, normalised
 from spectralnorm.estimators.tracked import seeds
+from spectralnorm.operators.eigen import symmetric
 from spectralnorm.operators.fourier import Symbol
 
 __all__ = ["frequencies", "peaks", "random_vectors", "survey"]
@@ -155,7 +156,7 @@ def _block(symbol: Symbol, x: Tensor, rounds: int) -> Tensor:
         energy = images.conj() @ images.mT
         values, vectors = torch.linalg.eigh(torch.where(energy.isfinite(), energy, 0.0))
         count = min(x.shape[1], values.shape[1])  # fewer in a layer of few rows
-        fresh = vectors.flip(2)[..., :count].mT @ basis
+        fresh = normalised(vectors.flip(2)[..., :count].mT @ basis)  # a GPU's solver may not give unit vectors
         x[:, :count] = torch.where(fresh.isfinite(), fresh, x[:, :count])
         energies[:, :count] = values.flip(1)[:, :count]
     return energies.clamp_min(0).sqrt()
@@ -193,7 +194,7 @@ def _vertex(fit: Tensor, over: Tensor, count: int) -> tuple[Tensor, Tensor]:
     slope, bend = terms[..., :count], over.new_zeros(*terms.shape[:2], count, count)
     for place, (a, b) in enumerate(itertools.combinations_with_replacement(range(count), 2)):
         bend[..., a, b] = bend[..., b, a] = terms[..., count + place]
-    bends, along = torch.linalg.eigh(torch.where(bend.isfinite(), bend, 0.0))
+    bends, along = symmetric(torch.where(bend.isfinite(), bend, 0.0))
     tilt = (slope[..., None, :] @ along)[..., 0, :]
     down = bends < -1e-6 * bends.abs().amax(-1, keepdim=True) - 1e-30
     step = torch.where(down, -tilt / torch.where(down, bends, -1.0), 0.0).clamp(-1.0, 1.0)

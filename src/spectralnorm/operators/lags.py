@@ -15,6 +15,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from spectralnorm.operators.eigen import symmetric
 from spectralnorm.operators.fourier import TapLayout
 
 __all__ = ["Lags", "lags_of"]
@@ -92,7 +93,11 @@ class Lags:
         terms = self._terms(a, w)
         slope = -(terms.imag @ self.vectors)
         curvature = (terms.real @ self.squares).unflatten(-1, (w.shape[-1], w.shape[-1]))
-        step = _uphill(torch.where(curvature.isfinite(), curvature, 0.0), slope).clamp(-1.0, 1.0)
+        bends, axes = symmetric(torch.where(curvature.isfinite(), curvature, 0.0))
+        along = (slope[..., None, :] @ axes)[..., 0, :] / (
+            bends.abs() + 1e-6 * bends.abs().amax(-1, keepdim=True) + 1e-30
+        )
+        step = (axes @ along[..., None])[..., 0].clamp(-1.0, 1.0)
         best = self.height(a, w + self.shares * step).argmax(0)  # (g, m)
         moved: Tensor = w + self.shares[best, 0, 0] * step
         return moved
@@ -121,38 +126,6 @@ class Lags:
         heights, flat = self.on_grid(a, points).max(-1)
         better = heights > self.height(a, w)
         return torch.where(better[..., None], self.frequencies(flat, points).to(w), w)
-
-
-def _uphill(curvature: Tensor, slope: Tensor) -> Tensor:
-    """A Newton step up: the slope (..., axes) over the absolute value of the curvature (..., axes, axes).
-
-    In closed form for one axis and for two, where an eigensolver would stop a GPU's stream.
-
-    Returns:
-        The step (..., axes).
-    """
-    if slope.shape[-1] > 2:
-        bends, axes = torch.linalg.eigh(curvature)
-        along = (slope[..., None, :] @ axes)[..., 0, :] / _away(bends.abs(), bends.abs().amax(-1, keepdim=True))
-        step: Tensor = (axes @ along[..., None])[..., 0]
-        return step
-    if slope.shape[-1] == 1:
-        bend = curvature[..., 0].abs()
-        return slope / _away(bend, bend)
-    mean, half = (curvature[..., 0, 0] + sign * curvature[..., 1, 1] for sign in (1, -1))  # twice
-    cross, radius = 2 * curvature[..., 0, 1], torch.hypot(half, 2 * curvature[..., 0, 1])
-    high, low = (mean + radius).abs() / 2, (mean - radius).abs() / 2  # the two bends
-    largest = high.maximum(low)
-    high, low = 1 / _away(high, largest), 1 / _away(low, largest)
-    one, two = slope.unbind(-1)
-    mirrored = torch.stack([half * one + cross * two, cross * one - half * two], -1)  # in the bends' axes
-    mirrored = mirrored / radius.clamp_min(1e-30)[..., None]
-    return ((high + low)[..., None] * slope + (high - low)[..., None] * mirrored) / 2
-
-
-def _away(bend: Tensor, largest: Tensor) -> Tensor:
-    """Absolute bends, kept from zero."""
-    return bend + 1e-6 * largest + 1e-30
 
 
 @lru_cache(maxsize=256)
