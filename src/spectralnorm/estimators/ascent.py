@@ -20,6 +20,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from spectralnorm.operators.base import queued
 from spectralnorm.operators.eigen import leading
 from spectralnorm.operators.fourier import Symbol
 
@@ -168,7 +169,7 @@ def _ritz(energy: Tensor) -> Tensor:
     """
     # not-a-number weights must not stop the other layers of a stack: eigh refuses them
     energy = torch.where(energy.isfinite(), energy, 0.0)
-    if energy.device.type == "cpu":
+    if not queued(energy.device):
         values, vectors = torch.linalg.eigh(energy)
         stay = torch.zeros_like(vectors[..., 0])
         stay[..., 0] = 1

@@ -13,6 +13,7 @@ from spectralnorm.estimators.ascent import Tracks, power_sweep, sweep
 from spectralnorm.estimators.tracked import Tracked, frequency_step
 from spectralnorm.normalize.stack import TRACKS, Stack
 from spectralnorm.normalize.survey import peaks, survey
+from spectralnorm.operators.base import queued
 from spectralnorm.operators.fourier import Symbol, SymbolStack
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ def climb(stack: Stack, first: Tracker, *, tracks: int = TRACKS, found: Tracks |
     climbing = Tracks(basis, w, w.new_zeros(w.shape[:2]))
     climbing = climbing if found is None else climbing.beside(found)
     climbing = _sweeps(symbol, climbing, first.sweeps * _most(first), leader=True)
-    if w.device.type == "cpu" and first.thorough:
+    if first.thorough and not queued(w.device):
         moved = (climbing.height[:, :tracks] - known).abs().amax(1)
         stack.drift(moved / climbing.height.amax(1).clamp_min(1e-30))
     if found is not None:
@@ -136,7 +137,7 @@ def _most(member: Tracker) -> int:
 
 def _sweeps(symbol: Symbol, tracks: Tracks, most: int, *, leader: bool) -> Tracks:
     """Sweeps until the leader, or every track, gains next to nothing; on a GPU, where asking is dear, a few."""
-    watched, move = tracks.w.device.type == "cpu", frequency_step(symbol, None, everywhere=False)
+    watched, move = not queued(tracks.w.device), frequency_step(symbol, None, everywhere=False)
     for _ in range(most if watched else min(most, _BLIND)):
         before = tracks.height
         tracks = sweep(symbol, tracks, move)  # from the second on images are carried along

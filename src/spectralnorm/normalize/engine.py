@@ -20,7 +20,7 @@ from spectralnorm.estimators.ascent import lengths
 from spectralnorm.estimators.tracked import frequency_step
 from spectralnorm.normalize.climbing import climb, look
 from spectralnorm.normalize.stack import Member, Sources, Stack
-from spectralnorm.operators.base import undisturbed
+from spectralnorm.operators.base import queued, undisturbed
 
 if TYPE_CHECKING:
     from spectralnorm.normalize.tracker import Tracker
@@ -121,7 +121,7 @@ def _advance(stack: Stack, members: Sequence[Member]) -> None:
     for (member, sources), part, wanted in zip(members, parts, due, strict=True):
         if wanted and not first.thorough:
             climb(Stack.of([(member, sources)]), member, found=look([member], part))
-    if parts[0].weight.device.type == "cpu":  # elsewhere the question would stop the stream
+    if not queued(parts[0].weight.device):
         _weigh(stack.strays(members))
     for member, sources in members:
         member.turn += 1
@@ -147,7 +147,7 @@ def _glide(stack: Stack, first: Tracker) -> bool:
     """
     symbol, slots, (adjoint, forward) = stack.symbol, first.slots(), first.halves()
     basis, w, v, known = stack.load(slots, 1)
-    ask, move = w.device.type == "cpu", frequency_step(symbol, None, everywhere=False)
+    ask, move = not queued(w.device), frequency_step(symbol, None, everywhere=False)
     x, phases = basis[:, :, 0, :, None], symbol.layout.phases(w)
     before = x, v
     for _ in range(first.sweeps):

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from spectralnorm.normalize.steps import watch_optimizers
 from spectralnorm.normalize.transforms import bare, outside, transformed
+from spectralnorm.operators.base import queued
 
 if TYPE_CHECKING:
     from spectralnorm.normalize.stack import Sources
@@ -78,7 +79,7 @@ def _uncopied(sources: list[Tensor], known: Sources | None) -> Sources:
     Returns:
         The tensors to measure.
     """
-    if known is None or any(source.device.type != "cpu" for source in sources):
+    if known is None or any(queued(source.device) for source in sources):
         return tuple(sources)
     return tuple(
         there if there.data_ptr() == source.data_ptr() or torch.equal(there, source) else source

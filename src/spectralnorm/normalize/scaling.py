@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor
 
+from spectralnorm.operators.base import queued
 from spectralnorm.operators.sharded import sharded_outer
 from spectralnorm.operators.shards import is_sharded
 
@@ -116,7 +117,7 @@ def _sharded_slope(grad: DTensor, grad_sigma: Tensor, ctx: Any) -> Tensor:
 
 def _is_plain(grad: Tensor) -> bool:
     """Whether nobody will differentiate this again, compile it, or wait for a GPU."""
-    return grad.device.type == "cpu" and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    return not queued(grad.device) and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
 
 
 def _inner(a: Tensor, b: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from spectralnorm.normalize.stack import TRACKS, Slots, Sources
 from spectralnorm.normalize.survey import frequencies
-from spectralnorm.operators.base import compute_dtype
+from spectralnorm.operators.base import compute_dtype, queued
 from spectralnorm.operators.fourier import Symbol
 from spectralnorm.operators.shards import is_sharded
 from spectralnorm.operators.symbols import symbol_of
@@ -83,7 +83,7 @@ class State(nn.Module):
         On a GPU small sweeps cost as much as large ones, and drift is not known: there, only where a BatchNorm's
         statistics can lift another direction from one step to the next. Weights alone move too little for that.
         """
-        return self.small if self.heights.device.type == "cpu" else self.by_statistics
+        return self.by_statistics if queued(self.heights.device) else self.small
 
     @property
     def sigma(self) -> Tensor:
@@ -128,7 +128,7 @@ class State(nn.Module):
         """Whether a survey is due now; if so, the count starts anew."""
         self.rested += 1
         if self.thorough:
-            most = _SURVEY if self.heights.device.type == "cpu" else _SURVEY_BLIND
+            most = _SURVEY_BLIND if queued(self.heights.device) else _SURVEY
             due = self.rested >= most or not self.drift <= _DRIFT  # also where it is no number
         else:
             due = (self.turn + self.place) % _SURVEY_LARGE == 0 or not self.drift <= _DRIFT_LARGE

@@ -14,9 +14,10 @@ from torch import Tensor
 from spectralnorm.operators.fourier import Symbol
 from spectralnorm.operators.shards import is_sharded
 
-__all__ = ["Operator", "Size", "check_weight", "compute_dtype", "undisturbed", "with_weight"]
+__all__ = ["Operator", "Size", "check_weight", "compute_dtype", "queued", "undisturbed", "with_weight"]
 
 Size = tuple[int, ...]
+_AT_ONCE = frozenset({"cpu"})  # devices that do what they are told before the host goes on
 _REAL = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
@@ -102,6 +103,11 @@ def undisturbed(device: torch.device) -> Iterator[None]:
     """Compute as asked, whatever surrounds the call: without autograd, autocast or inference tensors."""
     with torch.inference_mode(False), torch.no_grad(), torch.autocast(device.type, enabled=False):
         yield
+
+
+def queued(device: torch.device) -> bool:
+    """Whether work is queued there, so that the host waits for all of it when it asks for a number."""
+    return device.type not in _AT_ONCE
 
 
 def compute_dtype(weight: Tensor) -> torch.dtype:
