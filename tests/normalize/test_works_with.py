@@ -98,13 +98,16 @@ def test_folded_models_in_other_dtypes(dtype: torch.dtype, before: bool) -> None
 
 
 def test_channels_last() -> None:
-    """Kernels in this layout cannot be read in place: a copy that served two steps let norms grow to 13."""
-    plain = sn.spectral_normalize(conv_net())
-    net = sn.spectral_normalize(conv_net().to(memory_format=torch.channels_last))
+    """Kernels in this layout cannot be read in place: a copy that served two steps let norms grow to 13.
+
+    In float64: steps this large make differences of float32's rounding some per cent of a norm.
+    """
+    plain = sn.spectral_normalize(conv_net().double())
+    net = sn.spectral_normalize(conv_net().double().to(memory_format=torch.channels_last))
     optimizers = sgd(plain), sgd(net)
     for seed in range(6):
         train_step(plain, optimizers[0], seed), train_step(net, optimizers[1], seed)
-        assert true_norms(net) == pytest.approx(true_norms(plain), rel=1e-3)
+        assert true_norms(net) == pytest.approx(true_norms(plain), rel=1e-6)
 
 
 @pytest.mark.small_models
