@@ -36,7 +36,7 @@ CONSOLE = Console(stderr=True)
 
 def trained(settings: Settings, folder: Path, data: Dataset) -> tuple[nn.Module, dict[str, Any]]:
     """The plain network of a run that is made, or gone on with, here; and the run's result."""
-    if not (folder / "result.json").is_file():
+    if not all((folder / name).is_file() for name in ("result.json", "model.pt")):
         options = Options(folder, resume=True, checkpoint_every=100, log_every=469, certify_eps=())
         last = [""]
 
