@@ -10,7 +10,6 @@ trade-off curve.
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 import torch
 from grid import COMMON, GRID
 from rich.console import Console
-from study import DEVICE, EPS, RUNS, certified, chosen, load_net, slug
+from study import DEVICE, EPS, RUNS, asked, certified, chosen, load_net, slug
 from torch import nn
 
 import spectralnorm as sn
@@ -80,23 +79,17 @@ def final(net: str, method: str, number: int, folder: Path) -> None:
 
 def main() -> None:
     """Run what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nets", nargs="+", choices=list(GRID), default=list(GRID))
-    parser.add_argument("--methods", nargs="+")
-    parser.add_argument("--numbers", nargs="+", type=int)
-    args = parser.parse_args()
     torch.set_num_threads(1)
-    for net in args.nets:
-        for method in [name for name in args.methods or GRID[net] if name in GRID[net]]:
-            best = chosen(net, method)
-            if best is None and not args.numbers:
-                CONSOLE.print(f"{net}, {method}: its search has not ended; run search.py", highlight=False)
-                continue
-            for number in args.numbers or [best]:
-                folder = RUNS / "finals" / net / f"{slug(method)}-{number}"
-                if not (folder / "final.json").is_file():
-                    CONSOLE.print(f"{net}, {method}, {number}", highlight=False)
-                    final(net, method, number, folder)
+    for net, method, numbers in asked(__doc__):
+        best = chosen(net, method)
+        if best is None and not numbers:
+            CONSOLE.print(f"{net}, {method}: its search has not ended; run search.py", highlight=False)
+            continue
+        for number in numbers or [best]:
+            folder = RUNS / "finals" / net / f"{slug(method)}-{number}"
+            if not (folder / "final.json").is_file():
+                CONSOLE.print(f"{net}, {method}, {number}", highlight=False)
+                final(net, method, number, folder)
 
 
 if __name__ == "__main__":

@@ -8,7 +8,6 @@ images that no run of the search trains on. Each result is a file in `runs/searc
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from typing import Any
@@ -16,7 +15,7 @@ from typing import Any
 import torch
 from grid import COMMON, GRID
 from rich.console import Console
-from study import DEVICE, EPS, path_of, short_run
+from study import DEVICE, EPS, asked, path_of, short_run
 from torch import nn
 
 from spectralnorm.files import write_atomically
@@ -57,28 +56,22 @@ def searched(net: str, method: str, number: int) -> dict[str, Any]:
 
 def main() -> None:
     """Run what is missing."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--nets", nargs="+", choices=list(GRID), default=list(GRID))
-    parser.add_argument("--methods", nargs="+")
-    parser.add_argument("--numbers", nargs="+", type=int)
-    args = parser.parse_args()
     torch.set_num_threads(1)
-    for net in args.nets:
-        for method in [name for name in args.methods or GRID[net] if name in GRID[net]]:
-            for number in args.numbers or range(len(GRID[net][method])):
-                path = path_of(net, method, number)
-                if path.is_file():
-                    continue
-                start = time.perf_counter()
-                found = searched(net, method, number)
-                path.parent.mkdir(parents=True, exist_ok=True)
-                write_atomically(path, json.dumps(found, indent=2) + "\n")
-                score = found.get("score", {"clean": 0.0, "mean": 0.0})
-                CONSOLE.print(
-                    f"{net}, {method}, {number}: clean {score['clean']:.3f}, PGD {score['mean']:.3f}, "
-                    f"{time.perf_counter() - start:.0f} s",
-                    highlight=False,
-                )
+    for net, method, numbers in asked(__doc__):
+        for number in numbers or range(len(GRID[net][method])):
+            path = path_of(net, method, number)
+            if path.is_file():
+                continue
+            start = time.perf_counter()
+            found = searched(net, method, number)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_atomically(path, json.dumps(found, indent=2) + "\n")
+            score = found.get("score", {"clean": 0.0, "mean": 0.0})
+            CONSOLE.print(
+                f"{net}, {method}, {number}: clean {score['clean']:.3f}, PGD {score['mean']:.3f}, "
+                f"{time.perf_counter() - start:.0f} s",
+                highlight=False,
+            )
 
 
 if __name__ == "__main__":

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 import math
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +27,7 @@ __all__ = [
     "EPS",
     "FLOOR",
     "RUNS",
+    "asked",
     "certified",
     "chosen",
     "found",
@@ -39,6 +42,17 @@ RUNS = Path(__file__).parent / "runs"
 EPS = (0.5, 1.0, 1.5)  # L2, in pixels from 0 to 1
 CERTIFIED_EPS = (0.1, 0.25, 0.5, 1.0)
 FLOOR = 0.84  # clean accuracy in the search; 18 times the training adds some points
+
+
+def asked(description: str | None) -> Iterator[tuple[str, str, list[int] | None]]:
+    """What the command line asks for: networks with methods, in the grid's order, and numbers where named."""
+    parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--nets", nargs="+", choices=list(GRID), default=list(GRID))
+    methods = list(dict.fromkeys(method for methods in GRID.values() for method in methods))
+    parser.add_argument("--methods", nargs="+", choices=methods, default=methods, metavar="METHOD")
+    parser.add_argument("--numbers", nargs="+", type=int, choices=range(6), metavar="NUMBER")
+    args = parser.parse_args()
+    yield from ((net, name, args.numbers) for net in args.nets for name in args.methods if name in GRID[net])
 
 
 def slug(method: str) -> str:
