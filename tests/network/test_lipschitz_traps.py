@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 import torch
@@ -38,6 +39,41 @@ def test_nearest_neighbours_at_any_scale(factor: float, size: int, mode: str) ->
     matrix = torch.stack([net(row.reshape(1, 1, -1)).flatten() for row in torch.eye(size)], 1)
     true = float(torch.linalg.matrix_norm(matrix, 2))
     assert true * (1 - 1e-6) <= sn.lipschitz(nn.Sequential(net), (1, size)).upper <= true * (1 + 1e-6)
+
+
+@pytest.mark.parametrize(
+    ("options", "size"),
+    [({"scale_factor": 37 / 6, "mode": "nearest-exact"}, 4), ({"size": 82}, 2), ({"size": 118}, 41)],
+)
+def test_nearest_neighbours_of_float32_are_not_those_of_float64(options: dict[str, Any], size: int) -> None:
+    net = nn.Upsample(**options)
+    for dtype in (torch.float32, torch.float64):
+        matrix = torch.stack([net(row.reshape(1, 1, -1)).flatten() for row in torch.eye(size, dtype=dtype)], 1)
+        true = float(torch.linalg.matrix_norm(matrix.double(), 2))
+        assert true <= sn.lipschitz(nn.Sequential(net), (1, size)).upper * (1 + 1e-12)
+
+
+def test_keywords_in_any_order() -> None:
+    def add(x: Tensor) -> Tensor:
+        return torch.add(other=2 * x, input=0.1 * x, alpha=3)
+
+    def subtract(x: Tensor) -> Tensor:
+        return torch.sub(other=10 * x, input=0.1 * x, alpha=3)
+
+    assert sn.lipschitz(Function(add), (5,)).upper == pytest.approx(6.1, rel=1e-6)
+    assert sn.lipschitz(Function(subtract), (5,)).upper == pytest.approx(30.1, rel=1e-6)
+
+
+def test_running_statistics_that_are_not_used() -> None:
+    norm = nn.InstanceNorm1d(2, affine=True, track_running_stats=True)
+    norm.track_running_stats = False  # in eval mode it divides by the input's own now
+    with pytest.raises(TypeError, match="statistics of its own input"):
+        sn.lipschitz(nn.Sequential(norm), (2, 5))
+
+
+def test_no_variance_and_no_eps() -> None:
+    with pytest.raises(ValueError, match=r"min_variance plus eps of 0\.0; expected it above 0"):
+        sn.lipschitz(nn.Sequential(nn.LayerNorm(3, eps=0.0)), (3,), min_variance=0.0)
 
 
 def test_a_forward_of_its_own_is_another_map() -> None:

@@ -34,6 +34,14 @@ def test_leading_attains_the_largest_eigenvalue(spectrum: list[float], scale: fl
     assert bool((height >= torch.linalg.eigvalsh(matrix)[..., -1] - 40 * eps * scale).all())
 
 
+@pytest.mark.parametrize("scale", [1e-305, 1e-290, 1e300, 3.2e307])
+def test_leading_at_the_ends_of_float64(scale: float) -> None:
+    matrix = with_values([3, 2, 1], 1.0, torch.complex128, 0)
+    z = leading(matrix * scale)
+    height = (z.conj()[..., None, :] @ matrix @ z[..., None])[..., 0, 0].real
+    assert bool((height >= 3 - 1e-13).all())
+
+
 def test_leading_of_matrices_with_zero_rows() -> None:
     matrix = torch.zeros(3, 3, 3, dtype=torch.complex64)
     matrix[1, 2, 2], matrix[2, 0, 0] = 3, 2

@@ -39,6 +39,54 @@ def test_the_radius_of_a_linear_classifier_is_the_distance_to_its_nearest_bounda
             assert exact * (1 - 1e-3) - 1e-5 <= float(radii[i]) <= exact
 
 
+@pytest.mark.parametrize("write", ["mul_", "activation", "view"])
+def test_what_is_written_to_the_last_layers_output_counts(write: str) -> None:
+    """The graph returns the Linear's node; a later call has changed what it holds."""
+
+    class Net(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.last = linear([[1.0], [1.0]], [0.5, 1.0])
+            self.cut = nn.Hardtanh(-0.6, 0.6, inplace=True)
+            self.register_buffer("factor", torch.tensor([[1.0, 0.1]]))
+
+        def forward(self, x: Tensor) -> Tensor:
+            logits = self.last(x)
+            if write == "activation":
+                self.cut(logits)
+            elif write == "view":
+                logits.view(-1, 2).mul_(self.factor)
+            else:
+                logits.mul_(self.factor)
+            return logits
+
+    net, x = Net().eval(), torch.tensor([[0.0], [3.0]])
+    y = net(x).argmax(1)
+    try:
+        radii = sn.certified_radius(net, x, y)
+    except ValueError:  # refused is safe too
+        return
+    for start, label, radius in zip(x, y, radii.tolist(), strict=True):
+        reach = min(radius, 100.0) * 0.999
+        around = start + torch.linspace(-reach, reach, 401)[:, None]
+        assert bool((net(around).argmax(1) == label).all())
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_rounding_of_a_models_own_dtype_is_allowed_for(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    for _ in range(40):
+        net = linear(torch.randn(3, 16, generator=generator).tolist(), [0.0, 0.5, 1.0]).to(dtype)
+        x, y = torch.zeros(1, 16, dtype=dtype), torch.tensor([2])
+        radius = float(sn.certified_radius(net, x, y))
+        for other in (0, 1):
+            away = (net.weight[other] - net.weight[2]).detach().double()
+            steps = torch.linspace(0.99, 0.9999, 40, dtype=torch.float64)[:, None] * radius * away / away.norm()
+            steps = steps.to(dtype)
+            inside = steps.double().norm(dim=1) < radius
+            assert bool((net(x + steps[inside]).argmax(1) == 2).all())
+
+
 def test_what_comes_before_the_last_layer_multiplies_and_a_scale_behind_it_cancels() -> None:
     before = linear([[2.0, 0.0], [0.0, 2.0]])
     last = linear([[1.0, 0.0], [0.0, 1.0]])

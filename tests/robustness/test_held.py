@@ -46,6 +46,15 @@ def test_targets_go_through_the_network() -> None:
     assert held.bound >= sn.lipschitz(net, (2, 4, 4)).upper * (1 - 1e-2)  # tracked norms, from below
 
 
+@pytest.mark.parametrize("size", [4, 5])
+@pytest.mark.parametrize("depth", [1, 3])
+def test_circular_convolutions_show_no_cell_twice(depth: int, size: int) -> None:
+    convs = [nn.Conv2d(2, 2, 3, padding=1, padding_mode="circular") for _ in range(depth)]
+    net = nn.Sequential(*convs, nn.Flatten(), nn.Linear(2 * size * size, 3))
+    held = sn.HeldLipschitz(sn.spectral_normalize(net), (2, size, size))
+    assert held.bound == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("mode", ["hard", "soft"])
 @pytest.mark.parametrize("batch_norm", [False, True])
 def test_held_constants_are_those_proven_or_larger(mode: str, batch_norm: bool) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trained import Scale, trained_on_digits
 
 from spectralnorm.robustness.attacks import ATTACKS
-from spectralnorm.robustness.chance import more_than_chance, wilson
+from spectralnorm.robustness.chance import exceeds, more_than_chance, wilson
 from spectralnorm.robustness.evaluate import evaluate
 from spectralnorm.robustness.masking import alarms
 from spectralnorm.robustness.record import Condition, Probe, Record, Setup
@@ -117,6 +117,7 @@ def test_rules_on_marks() -> None:
     parts = {"apgd-ce": 20, "apgd-t": 0, "fab-t": 0}
     assert seen({at("autoattack"): marks(30)}, broken_by={**parts, "square": 10}) == {"black box"}
     assert seen({at("autoattack"): marks(20)}, broken_by={**parts, "square": 0}) == set()
+    assert seen({at("autoattack"): marks(20)}, broken_by={**parts, "square": 1}) == set()  # of 81, by chance
 
 
 @pytest.mark.parametrize(
@@ -169,6 +170,16 @@ def test_chance_is_the_binomials() -> None:
     ]:
         exact = more > less and binomtest(more, more + less, alternative="greater").pvalue <= 0.01
         assert more_than_chance(more, less) == exact
+
+
+@pytest.mark.parametrize(("trials", "share"), [(88, 0.002), (64, 0.05), (16, 0.01), (1, 0.5), (3000, 0.002)])
+def test_exceeding_a_share_is_the_binomials(trials: int, share: float) -> None:
+    for count in range(min(trials, 40) + 1):
+        exact = count > 0 and binomtest(count, trials, share, alternative="greater").pvalue <= 0.01
+        assert exceeds(count, trials, share) == exact
+    assert not exceeds(0, trials, 0.0)
+    assert exceeds(1, trials, 0.0)
+    assert not exceeds(trials, trials, 1.0)
 
 
 def test_zero_logits_and_no_right_examples() -> None:

@@ -22,10 +22,10 @@ __all__ = ["Flattened"]
 
 @dataclass(frozen=True)
 class Flattened(Estimator):
-    """At most the norm for one group: some output reads every tap, so its row of the layer's matrix does.
+    """At most the norm for one group, where some output reads every tap: its row of the layer's matrix does.
 
-    With several groups it lies on neither side; then, and at sizes where no output sees the whole kernel,
-    `lower` is 0. For a dense layer it *is* the norm.
+    With several groups it lies on neither side; then, and where no output sees the whole kernel (at small sizes;
+    in strided transposed convolutions), `lower` is 0. For a dense layer it *is* the norm.
 
     Example:
         >>> import torch, spectralnorm as sn

@@ -68,6 +68,8 @@ class LastLinear:
 def last_linear(found: Analysis) -> LastLinear | None:
     """The Linear layer whose output, perhaps scaled by one constant, is the network's.
 
+    Nothing else may read what is between: it may be a call that writes there, such as `mul_`.
+
     Args:
         found: the network's graph and bounds.
 
@@ -75,7 +77,7 @@ def last_linear(found: Analysis) -> LastLinear | None:
         The layer; None where the network does not end in one.
     """
     node, factor = found.output, 1.0
-    while node.op == "call_function" and node.target in _SCALINGS:
+    while len(node.users) == 1 and node.op == "call_function" and node.target in _SCALINGS:
         inputs = [arg for arg in node.args if arg in found.bounds]
         others = [arg for arg in node.args if arg not in found.bounds]
         several = any(isinstance(arg, fx.Node) and found.entries.get(arg) != 1 for arg in others)
@@ -83,7 +85,7 @@ def last_linear(found: Analysis) -> LastLinear | None:
             return None
         factor = product_up([factor, float(found.constants[node])])  # type: ignore[arg-type]
         (node,) = inputs  # type: ignore[assignment]
-    if node.op != "call_module" or node not in found.bounds:
+    if node.op != "call_module" or len(node.users) != 1 or node not in found.bounds:
         return None
     layer = found.root.get_submodule(str(node.target))
     if rule_for(layer) is not None or not has_operator(layer):

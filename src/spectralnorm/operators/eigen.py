@@ -45,15 +45,17 @@ def leading(matrix: Tensor) -> Tensor:
     A - c has none outside the space of both.
 
     Args:
-        matrix: (..., 3, 3) complex, positive semidefinite, finite.
+        matrix: (..., 3, 3) complex, positive semidefinite; its entries finite, the largest of them 0 or normal.
 
     Returns:
         (..., 3) in the dtype of the matrix; the first unit vector where all eigenvalues are equal.
     """
     a = matrix.to(torch.complex128)
+    largest = a.diagonal(dim1=-2, dim2=-1).real.amax(-1)[..., None, None]
+    a = torch.where(largest > 0, a / largest.clamp_min(torch.finfo(torch.float64).tiny), 0.0)  # no trace overflows
     trace = a.diagonal(dim1=-2, dim2=-1).real.sum(-1)[..., None, None]
     one = torch.eye(3, dtype=a.dtype, device=a.device)
-    a = torch.where(trace > 0, a / trace.clamp_min(1e-300), 0.0)
+    a = torch.where(trace > 0, a / trace.clamp_min(1.0), 0.0)
     rest = a - one / 3
     size = (rest.abs().square().sum((-2, -1)) / 6).sqrt()
     minors = torch.linalg.cross(rest[..., 1], rest[..., 2], dim=-1)

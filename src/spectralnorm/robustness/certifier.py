@@ -21,7 +21,8 @@ from .model import classify
 
 __all__ = ["Certifier"]
 
-_ROUNDING = 2.0**-20  # of the largest logit: what is taken off a margin, besides the difference of two precisions
+_ROUNDINGS = 8  # of the largest logit, in units of the dtype's eps: what is taken off a margin
+_LEAST_EPS = 2.0**-23  # of float32; that of float64 would allow for nothing
 _DOWN = 1 - 2.0**-40  # more than what rounds in a radius
 
 
@@ -32,8 +33,9 @@ class Certifier:
 
     What is proven is about the network in exact arithmetic, with the weights it has. Logits are computed twice, as
     the model computes them and in float64. Every margin is lowered by twice the largest difference between the two
-    and by 2^-20 of the largest logit: an allowance for rounding, also of the model itself at perturbed inputs,
-    which is measured, not proven. An input that either misclassifies has radius 0.
+    and by 8 times the dtype's eps of the largest logit (float32's for float64): an allowance for rounding, also of
+    the model itself at perturbed inputs, which is measured, not proven. An input that either misclassifies has
+    radius 0.
 
     Attributes:
         input_shape: one input's shape without batch.
@@ -135,14 +137,16 @@ class Certifier:
         weight = next((p for p in self._plain.parameters() if p.is_floating_point()), x)
         x, y = x.to(weight.device), y.to(weight.device)
         with torch.no_grad(), torch.autocast(x.device.type, enabled=False):
-            rounded = classify(self._plain, x.to(weight.dtype), y).double()
+            rounded = classify(self._plain, x.to(weight.dtype), y)
             exact = classify(self._exact, x.double(), y)
             right = (rounded.argmax(1) == y) & (exact.argmax(1) == y)
             return torch.where(right, self._distances(exact, rounded, y), 0.0), right
 
     def _distances(self, exact: Tensor, rounded: Tensor, y: Tensor) -> Tensor:
         """Least distance at which another class can draw level, (N,); logits are (N, classes)."""
-        slack = 2 * (exact - rounded).abs().amax(1) + _ROUNDING * exact.abs().amax(1)
+        dtypes = {p.dtype for p in self._plain.parameters() if p.is_floating_point()} | {rounded.dtype}
+        units = _ROUNDINGS * max(_LEAST_EPS, *(torch.finfo(dtype).eps for dtype in dtypes))
+        slack = 2 * (exact - rounded).abs().amax(1) + units * exact.abs().amax(1)
         margins = exact.gather(1, y[:, None]) - exact - slack[:, None]
         constants = self._constants(y)
         distances = torch.where(constants > 0, margins / constants, math.inf)

@@ -1,4 +1,4 @@
-"""What chance allows: an interval of an accuracy, and a test of paired outcomes."""
+"""What chance allows: an interval of an accuracy, and tests of paired outcomes and of a share."""
 
 from __future__ import annotations
 
@@ -60,3 +60,35 @@ def more_than_chance(more: int, less: int, level: float = 0.01) -> bool:
     if pairs > 1000:  # normal, with the continuity correction: the exact sum would overflow a float
         return 0.5 * math.erfc((more - less - 1) / math.sqrt(2 * pairs)) <= level
     return float(sum(math.comb(pairs, k) for k in range(more, pairs + 1))) <= level * 2.0**pairs
+
+
+def exceeds(count: int, trials: int, share: float, level: float = 0.01) -> bool:
+    """Say whether a count is more than a share allows by chance: the exact binomial test, one-sided.
+
+    Args:
+        count: From 0 to `trials`.
+        trials: How many there were.
+        share: From 0 to 1, of the trials that would be expected at most.
+        level: Of the test.
+
+    Returns:
+        Whether so many, or more, would come up with at most that probability if each trial counted with the
+        probability `share`.
+
+    Example:
+        >>> exceeds(1, 88, 0.002), exceeds(3, 88, 0.002)
+        (False, True)
+    """
+    if count == 0 or share >= 1:
+        return False
+    if share <= 0:
+        return True
+    log_tails = (
+        math.lgamma(trials + 1)
+        - math.lgamma(k + 1)
+        - math.lgamma(trials - k + 1)
+        + k * math.log(share)
+        + (trials - k) * math.log1p(-share)
+        for k in range(count, trials + 1)
+    )
+    return math.fsum(map(math.exp, log_tails)) <= level

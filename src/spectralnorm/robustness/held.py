@@ -130,7 +130,7 @@ class _Held:
             )
         operator = as_operator(layer_or_weight, **conv_args)
         there = () if operator.axes == 0 else size
-        return product_up([self._held[name], operator.padding_factor(there)])
+        return product_up([self._held[name], operator.ceilings(there)[0][1]])
 
 
 def _held_norms(model: nn.Module) -> dict[str, float]:

@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import reduce
 
-from .chance import more_than_chance, wilson
+from .chance import exceeds, more_than_chance
 from .record import Condition, Probe, Record, Setup
 
 FEWEST = 20  # examples that a share of them says something about
@@ -121,7 +121,7 @@ def _ensembles(seen: _Seen) -> Iterator[Alarm]:
     for at, parts in seen.broken_by.items():
         broken = parts.get("square", 0)
         tried = _count(seen.held[at]) + broken
-        if wilson(broken, tried)[0] > BY_SQUARE:
+        if exceeds(broken, tried, BY_SQUARE):
             yield Alarm(
                 "black box",
                 at.attack,
@@ -177,7 +177,7 @@ def _of_probe(probe: Probe, setup: Setup) -> Iterator[Alarm]:
     first, *others = probe.counts
     if probe.kind == "gradients":
         relying = sorted(name for name, kind in setup.kinds.items() if kind.endswith("cross-entropy"))
-        if relying and wilson(first, probe.examples)[0] > VANISHED:
+        if relying and exceeds(first, probe.examples, VANISHED):
             yield Alarm(
                 "gradients",
                 ", ".join(relying),
@@ -188,7 +188,7 @@ def _of_probe(probe: Probe, setup: Setup) -> Iterator[Alarm]:
             )
     elif probe.kind == "unbounded":
         chance = 1 / others[0]
-        if wilson(first, probe.examples)[0] > chance:
+        if exceeds(first, probe.examples, chance):
             yield Alarm(
                 "unbounded",
                 probe.attack,

@@ -22,8 +22,9 @@ def _sum(call: Call) -> Constant:
     """A sum's bound is the sum of its terms'; a constant adds nothing."""
     first, second = _operands(call)
     alpha = call.argument("alpha", None, 1)
-    factors = (1.0, abs(float(alpha)))
-    terms = [(term, factor) for term, factor in zip((first, second), factors, strict=True) if call.depends(term)]
+    terms = [(term, factor) for term, factor in ((first, 1.0), (second, abs(float(alpha)))) if call.depends(term)]
+    if [name for name in call.kwargs if name in ("input", "other")] == ["other", "input"]:
+        terms.reverse()  # as the inputs stand in the call
     return tuple(product_up([factor, broadcast_factor(call, term)]) for term, factor in terms)
 
 

@@ -83,6 +83,9 @@ def copies_norm(call: Call) -> float:
         call: whose input is (1, channels, *axes), each channel treated alike. Its backward pass is not used:
             PyTorch's is not the transpose for all sizes of nearest neighbours.
 
+    It computes nearest neighbours in the precision of its input, and finds others in float32 than in float64: the
+    larger count of the two is taken.
+
     Returns:
         The norm, rounded up.
 
@@ -91,8 +94,21 @@ def copies_norm(call: Call) -> float:
         >>> copies_norm(Call("up", twice, (x,), {}, (x,), twice(x), lambda *_: 1.0)) == root_up(2.0)
         True
     """
+    return root_up(max(float(_shown(call, dtype).bincount().amax()) for dtype in (torch.float32, torch.float64)))
+
+
+def _shown(call: Call, dtype: torch.dtype) -> Tensor:
+    """Which of the input's cells each of the output's shows, by their numbers, flat.
+
+    Found axis by axis, since float32 cannot number all cells of a large input.
+
+    Returns:
+        int64, one number for each cell of the output.
+    """
     example = call.inputs[0]
     axes = example.shape[2:]
-    numbers = torch.arange(axes.numel(), dtype=torch.float64, device=example.device).reshape(axes)
-    shown = call.replay(numbers.expand(example.shape).clone())[0, 0]
-    return root_up(float(shown.flatten().long().bincount().amax()))
+    cells = torch.zeros((), dtype=torch.int64, device=example.device)
+    for axis, n in enumerate(axes):
+        places = torch.arange(n, dtype=dtype, device=example.device).reshape(n, *[1] * (len(axes) - axis - 1))
+        cells = cells * n + call.replay(places.expand(example.shape).clone())[0, 0].long()
+    return cells.flatten()

@@ -32,7 +32,7 @@ refuse("draws its windows at random", nn.FractionalMaxPool2d, nn.FractionalMaxPo
 refuse("draws its windows at random", F.fractional_max_pool2d, F.fractional_max_pool3d)
 refuse("places values by indices that depend on the input", nn.MaxUnpool1d, nn.MaxUnpool2d, nn.MaxUnpool3d)
 refuse("divides by a length that can be 0", F.normalize, nn.CosineSimilarity, F.cosine_similarity)
-refuse("has an unbounded slope", nn.LocalResponseNorm, F.local_response_norm, nn.CrossMapLRN2d)
+refuse("has no rule: it divides by what it reads", nn.LocalResponseNorm, F.local_response_norm, nn.CrossMapLRN2d)
 refuse("has an unbounded slope", operator.pow, torch.pow, "pow", torch.square, "square", torch.exp, "exp")
 refuse("has an unbounded slope", torch.log, "log", torch.sqrt, "sqrt", torch.rsqrt, "rsqrt")
 refuse("has steps, so that no Lipschitz constant holds for it", torch.sign, "sign", torch.round, "round")

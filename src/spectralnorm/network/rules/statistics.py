@@ -28,6 +28,7 @@ def _own_statistics(call: Call) -> Constant:
 
     Raises:
         TypeError: when the user has said nothing of the variance.
+        ValueError: when it may be 0, and eps is.
     """
     eps = call.argument("eps")
     if eps is None:  # RMSNorm's default
@@ -37,14 +38,17 @@ def _own_statistics(call: Call) -> Constant:
             f"{call} divides by statistics of its own input, which leaves no constant better than |gamma| / "
             "sqrt(eps); expected min_variance=..., what you know the variance to be at least (0 for that one)."
         )
-    return _largest_scale(call, up(1 / math.sqrt(call.min_variance + eps) * (1 + 2.0**-50)))
+    least = call.min_variance + eps
+    if not least > 0:
+        raise ValueError(f"{call} has a min_variance plus eps of {least}; expected it above 0.")
+    return _largest_scale(call, up(1 / math.sqrt(least) * (1 + 2.0**-50)))
 
 
 @register_lipschitz_rule(nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d)
 def _instance_norm(call: Call) -> Constant:
-    """As above, unless it has running statistics: in eval mode it then divides by those."""
+    """As above, unless it tracks running statistics: in eval mode it then divides by those."""
     variance = call.argument("running_var")
-    if not isinstance(variance, Tensor):
+    if not call.argument("track_running_stats") or not isinstance(variance, Tensor):
         return _own_statistics(call)
     least = float(variance.double().amin()) + call.argument("eps")
     if not least > 0:
