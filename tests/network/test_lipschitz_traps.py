@@ -53,6 +53,52 @@ def test_nearest_neighbours_of_float32_are_not_those_of_float64(options: dict[st
         assert true <= sn.lipschitz(nn.Sequential(net), (1, size)).upper * (1 + 1e-12)
 
 
+@pytest.mark.parametrize("places", [(-1, 1), (-1, 1, -1, 1), (2, 4), (4, 2), 3, (0, 9)])
+def test_parts_that_overlap(places: Any) -> None:
+    def cut(x: Tensor) -> Tensor:
+        return torch.cat(torch.tensor_split(x, places, 1), 1)
+
+    true = float(torch.linalg.matrix_norm(cut(torch.eye(6)), 2))
+    assert sn.lipschitz(Function(cut), (6,)).upper == pytest.approx(true, rel=1e-6)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("affine", [False, True])
+def test_what_rmsnorm_adds_by_default(dtype: torch.dtype, affine: bool) -> None:
+    net = nn.Sequential(nn.RMSNorm(2, elementwise_affine=affine), nn.Linear(2, 2, bias=False)).to(dtype)
+    nn.init.eye_(net[1].weight)
+    bound = sn.lipschitz(net, (2,), min_variance=0.0)
+    x = torch.full((1, 2), 2.0**-16, dtype=dtype)  # where the slope is largest, to 2e-3
+    with torch.no_grad():
+        slope = float((net(x) - net(0 * x)).double().norm() / x.double().norm())
+    assert slope <= bound.upper * (1 + 2 * torch.finfo(dtype).eps)
+    if dtype != torch.float64:
+        assert slope >= bound.upper * 0.98
+
+
+def test_padding_that_was_changed_later() -> None:
+    layer = nn.Conv2d(1, 1, 3, padding=1, padding_mode="circular", bias=False)
+    layer.padding = (0, 0)
+    with pytest.raises(ValueError, match=r"pads by \[1, 1, 1, 1\]"):
+        sn.spectral_norm(layer)
+    with pytest.raises(ValueError, match="make a new layer"):
+        sn.lipschitz(nn.Sequential(layer), (1, 3, 3))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_constants_that_a_forward_computes_do_not_put_lower_above_upper(dtype: torch.dtype) -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = nn.Parameter(torch.full((1, 5), 0.1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return x * self.c / (self.c.abs() + 0.3)
+
+    bound = sn.lipschitz(Scaled().to(dtype), (5,))
+    assert bound.lower <= bound.upper
+
+
 def test_keywords_in_any_order() -> None:
     def add(x: Tensor) -> Tensor:
         return torch.add(other=2 * x, input=0.1 * x, alpha=3)

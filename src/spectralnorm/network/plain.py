@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-__all__ = ["plain_copy", "unwrapped"]
+__all__ = ["default_eps", "plain_copy", "unwrapped"]
 
 _WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 
@@ -37,6 +37,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
         >>> parametrize.is_parametrized(plain[0]), torch.equal(plain[0].weight, net[0].weight)
         (False, True)
     """
+    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), torch.float32)
     try:
         plain = copy.deepcopy(model)
     except Exception as error:  # whatever a user's module does when it is copied
@@ -53,11 +54,16 @@ def plain_copy(model: nn.Module) -> nn.Module:
             if isinstance(value, Tensor):
                 delattr(module, name)
                 module.register_buffer(name, value.detach().clone())
-        if isinstance(module, nn.RMSNorm) and module.eps is None:  # by default that of the dtype it computes in
-            module.eps = torch.finfo(module.weight.dtype if module.weight is not None else torch.float32).eps
+        if isinstance(module, nn.RMSNorm) and module.eps is None:
+            module.eps = default_eps(module.weight.dtype if module.weight is not None else dtype)
         module._forward_hooks.clear()
         module._forward_pre_hooks.clear()
     return plain.requires_grad_(False)
+
+
+def default_eps(dtype: torch.dtype) -> float:
+    """What RMSNorm adds by default: the eps of the dtype it computes in, float32 for half precision."""
+    return torch.finfo(torch.promote_types(dtype, torch.float32)).eps
 
 
 def unwrapped(model: nn.Module) -> nn.Module:

@@ -30,7 +30,7 @@ def symmetric(matrix: Tensor) -> tuple[Tensor, Tensor]:
     if matrix.shape[-1] > 2:
         values, vectors = torch.linalg.eigh(matrix)
         return values, vectors
-    mean, half = ((matrix[..., 0, 0] + sign * matrix[..., 1, 1]) / 2 for sign in (1, -1))
+    mean, half = (matrix[..., 0, 0] / 2 + sign * matrix[..., 1, 1] / 2 for sign in (1, -1))
     cross = matrix[..., 0, 1]
     radius, angle = torch.hypot(half, cross), torch.atan2(cross, half) / 2
     cos, sin = angle.cos(), angle.sin()

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from spectralnorm.operators.base import Operator, check_weight, compute_dtype
 from spectralnorm.operators.batchnorm import BATCHNORM_AXES, batchnorm_operator
+from spectralnorm.operators.conv import ConvOperator
 from spectralnorm.operators.dense import DenseOperator
 from spectralnorm.operators.raw import conv_operator, transposed_operator
 from spectralnorm.operators.registry import register_operator
@@ -26,7 +27,9 @@ def _linear(layer: nn.Linear) -> Operator:
 def _conv(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> Operator:
     weight = _layer_weight(layer)
     mode, groups = layer.padding_mode, layer.groups
-    return conv_operator(weight, layer.stride, layer.padding, mode, layer.dilation, groups)
+    operator = conv_operator(weight, layer.stride, layer.padding, mode, layer.dilation, groups)
+    _check_padding(layer, operator)
+    return operator
 
 
 @register_operator(nn.ConvTranspose1d)
@@ -46,6 +49,18 @@ def _batchnorm(layer: nn.modules.batchnorm._BatchNorm) -> Operator:
 
 for _cls in BATCHNORM_AXES:
     register_operator(_cls)(_batchnorm)
+
+
+def _check_padding(layer: nn.Conv1d | nn.Conv2d | nn.Conv3d, operator: ConvOperator) -> None:
+    """Raise a ValueError where padding was changed after the layer was made, which its forward does not see."""
+    pads = [side for sides in reversed(operator.padding) for side in sides]
+    used = list(getattr(layer, "_reversed_padding_repeated_twice", pads))
+    if layer.padding_mode != "zeros" and used != pads:
+        name = type(layer).__name__
+        raise ValueError(
+            f"{name}.padding is {layer.padding}, but the layer pads by {used} (last axis first), as it was made; "
+            f"expected the same. With padding_mode={layer.padding_mode!r}, make a new layer to change the padding"
+        )
 
 
 def _layer_weight(layer: nn.Module) -> Tensor:

@@ -112,8 +112,8 @@ class Certifier:
             y: labels, (N,), int64.
 
         Returns:
-            (N,) float64: no perturbation shorter than that, in the L2 norm, makes the network answer otherwise; 0
-            where it does so already, `inf` where the answer does not depend on the input.
+            (N,) float64: no perturbation shorter than that, in the L2 norm, makes the network answer otherwise in
+            exact arithmetic; 0 where it does so already, `inf` where the answer does not depend on the input.
 
         Raises:
             TypeError: when x and y are not tensors of floating point and int64.

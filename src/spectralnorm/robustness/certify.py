@@ -37,8 +37,8 @@ def certified_radius(
 
     Returns:
         (N,) float64: no perturbation shorter than that, in the L2 norm, makes the network answer
-        otherwise; 0 where it does so already. Divided by sqrt(dimension of an input) it is an L-infinity radius.
-        `Certifier` says how rounding is allowed for.
+        otherwise in exact arithmetic; 0 where it does so already. Divided by sqrt(dimension of an input) it is an
+        L-infinity radius. `Certifier` says how rounding is allowed for.
 
     Raises:
         TypeError: as `sn.lipschitz`, or when x and y are not tensors of floating point and int64.

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from spectralnorm.network.outward import root_up
 from spectralnorm.network.rules.axes import check_axes
 from spectralnorm.network.rules.call import Call
 from spectralnorm.network.rules.registry import Constant, names_of, register_lipschitz_rule
@@ -80,12 +81,33 @@ def _axes_of_one(call: Call) -> Constant:
     return 1.0
 
 
-@register_lipschitz_rule(torch.chunk, "chunk", torch.tensor_split, "tensor_split")
+@register_lipschitz_rule(torch.chunk, "chunk")
 @register_lipschitz_rule(torch.split, "split", torch.functional.split)
 def _cut(call: Call) -> Constant:
     """The parts together are the input."""
     check_axes(call, call.argument("dim", 2, 0), call.inputs[0].ndim)
     return 1.0
+
+
+_PLACES = (
+    "indices_or_sections",
+    "indices",
+    "sections",
+    "tensor_indices_or_sections",
+)  # as PyTorch's overloads say
+
+
+@register_lipschitz_rule(torch.tensor_split, "tensor_split")
+def _cut_at(call: Call) -> Constant:
+    """The parts together are the input, unless places that do not ascend make them overlap."""
+    dim = call.argument("dim", 2, 0)
+    check_axes(call, dim, call.inputs[0].ndim)
+    places = next((call.kwargs[name] for name in _PLACES if name in call.kwargs), None)
+    if places is None:
+        places = call.args[1]
+    numbers = torch.arange(call.inputs[0].shape[dim])
+    shown = torch.cat(torch.tensor_split(numbers, places))
+    return root_up(float(shown.bincount().amax())) if shown.numel() else 0.0
 
 
 @register_lipschitz_rule(torch.unbind, "unbind")

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor, nn
 
 from spectralnorm.network.outward import product_up, up
+from spectralnorm.network.plain import default_eps
 from spectralnorm.network.rules.call import Call
 from spectralnorm.network.rules.registry import Constant, register_lipschitz_rule
 
@@ -32,7 +32,7 @@ def _own_statistics(call: Call) -> Constant:
     """
     eps = call.argument("eps")
     if eps is None:  # RMSNorm's default
-        eps = torch.finfo(call.inputs[0].dtype).eps
+        eps = default_eps(call.inputs[0].dtype)
     if call.min_variance is None:
         raise TypeError(
             f"{call} divides by statistics of its own input, which leaves no constant better than |gamma| / "
