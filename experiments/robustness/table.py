@@ -6,13 +6,15 @@ Prints a table of the search and one of the finals; writes `curves.png`, clean a
 attack. A final's gain is the ratio of its mean worst-case accuracy to that of PyTorch's `spectral_norm` on the
 same images, at a clean accuracy within 2 points: of PyTorch's finals that close, the most robust. With a 95 %
 bootstrap interval over the images, for that pair of networks; beside it by how many points the clean accuracy is
-above PyTorch's, since what is less accurate is more robust by that alone.
+above PyTorch's, since what is less accurate is more robust by that alone. Below it, where PyTorch's finals lie on
+both sides, the gain at equal clean accuracy: over the line between the two finals of PyTorch's next to it.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +69,19 @@ def clean_of(result: dict[str, Any]) -> float:
 
 
 def compared(clean: float, ours: Tensor, finals: list[tuple[float, Tensor]]) -> str:
-    """The gain over the most robust of finals close in clean accuracy, and how that differs."""
+    """The gain over the most robust of finals close in clean accuracy, and over their line at the same."""
+    lines = []
     close = [final for final in finals if abs(final[0] - clean) <= CLOSE + 1e-9]  # counts of 10,000 images
-    if not close:
-        return "-"
-    other, theirs = max(close, key=lambda final: float(final[1].mean()))
-    return f"{gain(ours, theirs)}, {100 * (clean - other):+.1f}"
+    if close:
+        other, theirs = max(close, key=lambda final: float(final[1].mean()))
+        lines.append(f"{gain(ours, theirs)}, {100 * (clean - other):+.1f}")
+    below = [final for final in finals if final[0] < clean]
+    above = [final for final in finals if final[0] > clean]
+    if below and above:
+        (left, robust), (right, fragile) = max(below, key=itemgetter(0)), min(above, key=itemgetter(0))
+        share = (right - clean) / (right - left)
+        lines.append(f"equal: {gain(ours, share * robust + (1 - share) * fragile)}")
+    return "\n".join(lines) or "-"
 
 
 def varied(settings: dict[str, Any], others: list[dict[str, Any]]) -> str:
@@ -110,7 +119,7 @@ def finals_table(net: str) -> Table | None:
         "clean, %",
         *(f"L2 {eps:g}" for eps in EPS),
         "mean",
-        *(f"gain over\n{g},\nclean" for g in gains),
+        *(f"gain over\n{g},\nclean; equal" for g in gains),
     )
     for heading in (*headings, certified):
         table.add_column(heading, justify="left" if heading in named else "right")
