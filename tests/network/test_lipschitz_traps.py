@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,6 +13,7 @@ from torch.nn import functional as F
 
 import spectralnorm as sn
 from messages import check_says, complaint
+from spectralnorm.operators.base import Operator
 
 
 class Function(nn.Module):
@@ -262,3 +264,91 @@ def test_radii_are_not_given_under_autocast() -> None:
     with torch.autocast("cpu", torch.bfloat16):
         message = complaint(ValueError, lambda: certifier.radius(torch.ones(1, 2), torch.tensor([0])))
     check_says(message, "autocast", ".to(dtype)")
+
+
+@pytest.mark.parametrize("size", [(14,), (15,), None])
+@pytest.mark.parametrize("norm", [False, True])
+def test_a_transposed_convolution_that_is_told_its_output_size(size: tuple[int] | None, norm: bool) -> None:
+    """A further cell of output reads a tap that no other does."""
+    layer = nn.ConvTranspose1d(1, 1, 2, stride=2, padding=1, bias=False)
+    scale = nn.BatchNorm1d(1) if norm else nn.Identity()
+    net = Function(lambda x, up, bn: bn(up(x, output_size=size)), up=layer, bn=scale).eval()
+    with torch.no_grad():
+        layer.weight.copy_(torch.tensor([[[0.1, 10.0]]]))
+        matrix = torch.stack([net(row.reshape(1, 1, -1)).flatten() for row in torch.eye(8)], 1)
+    true = float(torch.linalg.matrix_norm(matrix, 2))
+    assert true <= sn.lipschitz(net, (1, 8)).upper <= true * 1.01
+    assert sn.lipschitz(net, (1, 8), certified=False).value >= true * 0.99
+
+
+def test_a_registered_layer_that_takes_more_than_its_input_is_refused() -> None:
+    class Scaled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.eye(2))
+
+        def forward(self, x: Tensor, factor: float = 1.0) -> Tensor:
+            return factor * F.linear(x, self.weight)
+
+    @sn.register_operator(Scaled)
+    def _scaled(layer: Scaled) -> Operator:
+        return sn.as_operator(layer.weight)
+
+    assert sn.lipschitz(Function(lambda x, layer: layer(x), layer=Scaled()), (2,)).upper == pytest.approx(1.0)
+    net = Function(lambda x, layer: layer(x, 3.0), layer=Scaled())
+    check_says(complaint(TypeError, lambda: sn.lipschitz(net, (2,))), "Scaled is called with more than its input")
+
+
+def test_a_constant_that_is_written_to_between_two_uses() -> None:
+    def forward(x: Tensor, layer: nn.Module) -> Tensor:
+        weight = layer.weight * 1.0
+        first = F.linear(x, weight)
+        weight.mul_(100)
+        return F.linear(first, weight)
+
+    net = Function(forward, layer=identity())
+    assert sn.lipschitz(net, (2,)).upper >= 100
+
+
+@pytest.mark.parametrize(
+    "forward",
+    [
+        lambda x, layer: F.linear(torch.ones_like(x), layer.weight, bias=x),
+        lambda x, layer: F.linear(torch.ones_like(x), layer.weight, x),
+    ],
+)
+def test_an_input_that_is_a_bias_is_refused(forward: Callable[..., Tensor]) -> None:
+    net = Function(forward, layer=identity())
+    check_says(complaint(TypeError, lambda: sn.lipschitz(net, (2,))), "weight or bias")
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [
+        nn.LeakyReLU(math.nan),
+        nn.ELU(math.nan),
+        nn.ELU(math.inf),
+        nn.CELU(math.nan),
+        nn.PReLU(init=math.nan),
+        nn.Softplus(math.nan),
+        nn.Softplus(1.0, math.nan),
+        nn.Softplus(math.inf),
+    ],
+)
+def test_options_that_are_no_numbers_are_refused(layer: nn.Module) -> None:
+    net = nn.Sequential(identity(), layer)
+    check_says(complaint(ValueError, lambda: sn.lipschitz(net, (2,))), type(layer).__name__, "expected")
+
+
+def test_a_bias_that_is_no_number_is_refused() -> None:
+    layer = nn.Linear(2, 2)
+    nn.init.constant_(layer.bias, math.nan)
+    check_says(complaint(ValueError, lambda: sn.lipschitz(layer, (2,))), "not finite", "NaN")
+
+
+def test_backward_hooks_do_not_change_the_lower_end() -> None:
+    net = nn.Sequential(identity(), nn.ReLU())
+    net[0].register_full_backward_hook(lambda _, inputs, __: (1000 * inputs[0],))
+    net[1].register_full_backward_pre_hook(lambda _, outputs: (1000 * outputs[0],))
+    bound = sn.lipschitz(net, (2,))
+    assert bound.lower == pytest.approx(1.0, rel=1e-3)

@@ -234,6 +234,8 @@ def _batchnorm_pairs(root: nn.Module, graph: fx.Graph) -> dict[fx.Node, fx.Node]
         before = n.args[0] if norm is not None and n.args else None
         if norm is None or not folds(norm) or norm.running_var is None or not isinstance(before, fx.Node):
             continue
+        if len(before.args) + len(before.kwargs) != 1:  # a transposed convolution's output_size
+            continue
         layer = modules[str(before.target)] if before.op == "call_module" else None
         if layer is None or len(before.users) > 1 or not has_operator(layer) or is_batchnorm(layer):
             continue

@@ -46,7 +46,8 @@ class LayerNorms:
             An upper bound of the norm at that size if `certified`, else an estimate of the size-free norm.
         """
         parts = list(layer_or_weight) if isinstance(layer_or_weight, nn.Sequential) else [layer_or_weight]
-        key = (*map(id, parts), size, repr(conv_args))
+        versions = [part._version for part in parts if isinstance(part, Tensor)]  # written to in between
+        key = (*map(id, parts), *versions, size, repr(conv_args))
         if key not in self._known:
             self._held += parts
             operator = as_operator(layer_or_weight, **conv_args)

@@ -10,6 +10,7 @@ from torch.nn.utils import parametrize
 
 __all__ = ["default_eps", "plain_copy", "unwrapped"]
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 _WRAPPERS = {"DataParallel": "module", "DistributedDataParallel": "module", "OptimizedModule": "_orig_mod"}
 
 
@@ -56,8 +57,8 @@ def plain_copy(model: nn.Module) -> nn.Module:
                 module.register_buffer(name, value.detach().clone())
         if isinstance(module, nn.RMSNorm) and module.eps is None:
             module.eps = default_eps(module.weight.dtype if module.weight is not None else dtype)
-        module._forward_hooks.clear()
-        module._forward_pre_hooks.clear()
+        for hooks in _HOOKS:
+            getattr(module, hooks).clear()
     return plain.requires_grad_(False)
 
 

@@ -13,6 +13,7 @@ from torch.nn.utils import parametrize
 from spectralnorm.network.last_linear import last_linear
 from spectralnorm.network.lipschitz import analyse
 from spectralnorm.network.outward import product_up
+from spectralnorm.network.plain import unwrapped
 from spectralnorm.normalize.sites import normalised
 from spectralnorm.operators.registry import as_operator
 
@@ -55,6 +56,7 @@ class HeldLipschitz:
     """
 
     def __init__(self, model: nn.Module, input_shape: Sequence[int]) -> None:
+        model = unwrapped(model)
         held = _held_norms(model)
         found = analyse(model, input_shape, measure_of=lambda plain: _Held(plain, held))
         self.bound = found.bound

@@ -6,6 +6,7 @@ swish multiply by 1/6 in float32, in float64 too, which is 3e-8 more than a sixt
 
 from __future__ import annotations
 
+import math
 import operator
 
 import torch
@@ -52,7 +53,7 @@ for _slope, _targets in _FIXED.items():
 
 @register_lipschitz_rule(*names_of(nn.LeakyReLU, F.leaky_relu, F.leaky_relu_))
 def _leaky_relu(call: Call) -> Constant:
-    return max(1.0, abs(float(call.argument("negative_slope", 1, 0.01))))
+    return _at_least_one(call, float(call.argument("negative_slope", 1, 0.01)))
 
 
 @register_lipschitz_rule(*names_of(nn.PReLU, F.prelu, torch.prelu, methods="prelu"))
@@ -60,7 +61,7 @@ def _prelu(call: Call) -> Constant:
     weight = call.argument("weight", 1)
     if call.depends(weight):
         raise TypeError(f"{call} has a slope that depends on the input; expected a constant.")
-    return max(1.0, float(weight.abs().amax()))
+    return _at_least_one(call, float(weight.abs().amax()))
 
 
 @register_lipschitz_rule(*names_of(nn.RReLU, F.rrelu))
@@ -68,18 +69,18 @@ def _rrelu(call: Call) -> Constant:
     if call.argument("training", 3, default=False):
         raise TypeError(f"{call} draws its slope anew in training; expected training=False.")
     lower, upper = call.argument("lower", 1, 1 / 8), call.argument("upper", 2, 1 / 3)
-    return max(1.0, up(abs(lower + upper) / 2))
+    return _at_least_one(call, up(abs(lower + upper) / 2))
 
 
 @register_lipschitz_rule(*names_of(nn.ELU, F.elu, F.elu_))
 def _elu(call: Call) -> Constant:
-    return max(1.0, abs(float(call.argument("alpha", 1, 1.0))))
+    return _at_least_one(call, float(call.argument("alpha", 1, 1.0)))
 
 
 @register_lipschitz_rule(*names_of(nn.CELU, F.celu, torch.celu))
 def _celu(call: Call) -> Constant:
     alpha = call.argument("alpha", 1, 1.0)
-    if alpha <= 0:
+    if not alpha > 0:
         raise ValueError(f"{call} has alpha={alpha}, with which its slope is unbounded; expected one above 0.")
     return 1.0
 
@@ -93,12 +94,19 @@ def _gelu(call: Call) -> Constant:
 def _softplus(call: Call) -> Constant:
     """Taken as log(1 + e^(beta x)) / beta; above its threshold PyTorch returns x, a jump of e^-threshold."""
     beta, threshold = call.argument("beta", 1, 1.0), call.argument("threshold", 2, 20.0)
-    if threshold < _LEAST_THRESHOLD or beta == 0:
+    if not threshold >= _LEAST_THRESHOLD or not 0 < abs(beta) < math.inf:
         raise ValueError(
             f"{call} has beta={beta} and threshold={threshold}, and jumps where beta x passes the threshold; "
             f"expected a beta other than 0 and a threshold of at least {_LEAST_THRESHOLD:g}."
         )
     return 1.0
+
+
+def _at_least_one(call: Call, slope: float) -> Constant:
+    """The larger of the slope on one side of 0, and of the 1 on the other."""
+    if not math.isfinite(slope):
+        raise ValueError(f"{call} has the slope {slope}; expected a finite number.")
+    return max(1.0, abs(slope))
 
 
 _SOFTMAX = (
