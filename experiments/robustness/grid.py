@@ -2,9 +2,9 @@
 
 Every configuration is a set of settings of `spectralnorm train`; what they share is in `COMMON`. A configuration
 varies target, temperature and schedule, each method in the range where first trials showed it to work: targets and
-temperatures of one method mean nothing to another. Matrices are multiplied in bf16 where a processor has AVX-512,
-and in float32 elsewhere: other processors emulate bf16, ten times as slowly, and on networks as small as these a
-GPU spends its time on launches, not on products. Each result says which.
+temperatures of one method mean nothing to another. Matrices are multiplied in bf16 where a processor does so,
+and in float32 elsewhere: others emulate bf16, many times as slowly, and on networks as small as these a GPU spends
+its time on launches, not on products. Each result says which.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ from itertools import product
 from typing import Any
 
 import torch
-from torch.backends.cpu import get_cpu_capability
 
 __all__ = ["COMMON", "GRID"]
 
@@ -25,7 +24,7 @@ COMMON: Configuration = {
     "lr": 0.003,
     "weight_decay": 0.0,
     "augment": "flip",
-    "amp": "none" if torch.cuda.is_available() or not get_cpu_capability().startswith("AVX512") else "bf16",
+    "amp": "bf16" if torch.cpu._is_avx512_bf16_supported() and not torch.cuda.is_available() else "none",
     "channels_last": True,
 }
 

@@ -84,9 +84,17 @@ def check_number(name: str, value: float, *, positive: bool) -> None:
     """Check that an argument is a finite number, above zero or at least zero."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{name}: got {value!r}, expected a number; pass a float")
-    if not math.isfinite(value) or value < 0 or (positive and value == 0):
+    if not _finite(value) or value < 0 or (positive and value == 0):
         expected = "above 0" if positive else "at least 0"
         raise ValueError(f"{name}: got {value}, expected a finite number {expected}; pass such a number")
+
+
+def _finite(value: float) -> bool:
+    """Whether a number is finite as a float, which a large int is not."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False
 
 
 def check_count(name: str, value: int, minimum: int = 1) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -10,6 +12,8 @@ from .checks import Bounds
 
 def project(candidate: Tensor, x: Tensor, eps: float | Tensor, norm: str, bounds: Bounds) -> Tensor:
     """Bring each candidate within eps of its clean input, then within the bounds.
+
+    In half precision, where rounding could carry a point far out of the ball, as `rounded_inward` does.
 
     Args:
         candidate: Points to move, (N, ...).
@@ -25,6 +29,8 @@ def project(candidate: Tensor, x: Tensor, eps: float | Tensor, norm: str, bounds
         >>> project(torch.tensor([[3.0, 4.0]]), torch.zeros(1, 2), 1.0, "l2", (0.0, 0.7))
         tensor([[0.6000, 0.7000]])
     """
+    if x.dtype in (torch.float16, torch.bfloat16):
+        return rounded_inward(candidate, x, eps, norm, bounds)
     delta = candidate - x
     if norm == "linf":
         delta = delta.clamp(-eps, eps)  # type: ignore[arg-type]
@@ -32,6 +38,37 @@ def project(candidate: Tensor, x: Tensor, eps: float | Tensor, norm: str, bounds
         length = lengths(delta)
         delta = torch.where(length > eps, delta * (eps / length), delta)
     return (x + delta).clamp(*bounds)
+
+
+def rounded_inward(candidate: Tensor, x: Tensor, eps: float | Tensor, norm: str, bounds: Bounds) -> Tensor:
+    """Project in float64, and round each entry toward its clean input: within eps in the dtype of x, too.
+
+    Args:
+        candidate: Points to move, (N, ...).
+        x: Clean inputs within the bounds, shaped as `candidate`.
+        eps: Largest perturbation of an example, or (N, 1, ...) of each.
+        norm: "linf" or "l2".
+        bounds: Lowest and highest value of an input.
+
+    Returns:
+        Points within eps of x and within the bounds, shaped as x, in its dtype.
+
+    Example:
+        >>> x = torch.ones(1, 1, dtype=torch.bfloat16)  # the next numbers are 0.9961 and 1.0078
+        >>> float(rounded_inward(x + 1, x, 0.015, "linf", (0.0, 2.0)))
+        1.0078125
+    """
+    near = x.double()
+    exact = project(candidate.double(), near, eps, norm, bounds)
+    point = exact.to(x.dtype)
+    host = "cpu" if x.dtype == torch.float16 else x.device  # CUDA has no nextafter for float16
+    nearer = torch.nextafter(point.to(host), x.to(host)).to(x.device)
+    return torch.where((point.double() - near).abs() > (exact - near).abs(), nearer, point)
+
+
+def reach(x: Tensor, norm: str, bounds: Bounds) -> float:
+    """Return the largest distance of two inputs shaped as one of x, (N, ...): a larger eps allows nothing more."""
+    return (bounds[1] - bounds[0]) * (math.sqrt(x[0].numel()) if norm == "l2" and len(x) else 1)
 
 
 def direction(gradient: Tensor, norm: str) -> Tensor:
@@ -53,8 +90,10 @@ def noise(x: Tensor, eps: float | Tensor, norm: str, generator: torch.Generator)
 
 
 def lengths(delta: Tensor) -> Tensor:
-    """Return the L2 norm of each example, (N, 1, ...)."""
-    length: Tensor = torch.linalg.vector_norm(delta, dim=tuple(range(1, delta.ndim)), keepdim=True)
+    """Return the L2 norm of each example, (N, 1, ...); squares of large entries would overflow."""
+    axes = tuple(range(1, delta.ndim))
+    largest = delta.abs().amax(axes, keepdim=True).clamp_min(1)
+    length: Tensor = largest * torch.linalg.vector_norm(delta / largest, dim=axes, keepdim=True)
     return length
 
 
@@ -69,7 +108,7 @@ def confined(candidate: Tensor, x: Tensor, eps: float, norm: str, bounds: Bounds
         bounds: Lowest and highest value of an input.
 
     Returns:
-        Points within eps of x, up to rounding, and within the bounds; x itself where a value is not finite.
+        Points within eps of x and within the bounds; x itself where a value is not finite.
 
     Example:
         >>> confined(torch.tensor([[0.3, 9.0], [0.1, torch.nan]]), torch.zeros(2, 2), 0.5, "linf", (0.0, 1.0))
@@ -82,7 +121,7 @@ def confined(candidate: Tensor, x: Tensor, eps: float, norm: str, bounds: Bounds
     candidate = torch.where(torch.isfinite(candidate).flatten(1).all(1).view(each), candidate, x)
     inside = ((candidate >= bounds[0]) & (candidate <= bounds[1])).flatten(1).all(1)
     inside &= distance(candidate, x, norm) <= eps
-    return torch.where(inside.view(each), candidate, project(candidate, x, eps, norm, bounds))
+    return torch.where(inside.view(each), candidate, rounded_inward(candidate, x, eps, norm, bounds))
 
 
 def distance(one: Tensor, other: Tensor, norm: str) -> Tensor:

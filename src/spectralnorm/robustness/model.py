@@ -25,7 +25,7 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 
 def classify(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Return the model's logits, (N, classes), checked against x, (N, ...), and the labels y, (N,)."""
-    logits: Tensor = model(x)
+    logits: Tensor = model(x.clone())  # a model may write to its input
     if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
         raise ValueError(
             f"model: got logits of shape {tuple(logits.shape)}, expected ({len(x)}, classes) with at least "

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -12,7 +11,7 @@ from torch.nn.functional import cross_entropy
 
 from .attacks.base import NamedAttack
 from .checks import Bounds
-from .geometry import confined
+from .geometry import confined, reach
 from .model import classified_right, classify, eval_mode
 from .record import Probe
 
@@ -86,12 +85,9 @@ def vanished_gradients(scene: Scene) -> Probe:
 
 
 def _of_attack(scene: Scene, attack: NamedAttack, norm: str, sizes: Sequence[float]) -> Iterator[Probe]:
-    reach = scene.bounds[1] - scene.bounds[0]
-    if norm == "l2":
-        reach *= math.sqrt(scene.x[0].numel())
     with torch.no_grad():
         classes = classify(scene.model, scene.x[:1], scene.y[:1]).shape[1]
-    withstood = int(scene.held(attack, reach, norm).sum())
+    withstood = int(scene.held(attack, reach(scene.x, norm, scene.bounds), norm).sum())
     yield Probe("unbounded", attack.name, norm, len(scene.x), (withstood, classes))
     eps = sizes[len(sizes) // 2]
     few, many = scene.held(attack, eps, norm), scene.held(attack, eps, norm, MORE * attack.steps)

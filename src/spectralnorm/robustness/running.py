@@ -15,7 +15,7 @@ from .batches import outline
 from .checks import check_batch
 from .controls import control
 from .fingerprint import of_tensors
-from .geometry import confined
+from .geometry import confined, reach
 from .model import classified_right, classify, device_of
 from .probes import Scene, probes
 from .record import Condition, Probe, Record, Setup
@@ -121,7 +121,7 @@ class _Batch:
         if attack.smallest:
             key = (attack.name, at.norm)
             if key not in self.smallest:
-                self.smallest[key] = self._called(attack, at, self._reach(at.norm), self.x, self.y)
+                self.smallest[key] = self._called(attack, at, math.inf, self.x, self.y)
             point = self.smallest[key][rows]
         else:
             point = self._called(attack, at, at.eps, self.x[rows], self.y[rows])
@@ -131,6 +131,7 @@ class _Batch:
         if self.run.on_attack is not None:
             self.run.on_attack(attack.name, at.norm, at.eps)
         bounds = self.run.setup.bounds
+        eps = min(eps, reach(x, at.norm, bounds))
         point = attack.run(self.run.model, x, y, eps, norm=at.norm, bounds=bounds, seed=self.seed)
         if not isinstance(point, Tensor) or point.shape != x.shape or not torch.isfinite(point).all():
             raise ValueError(
@@ -138,11 +139,6 @@ class _Batch:
                 f"{tuple(x.shape)}; return the adversarial inputs alone"
             )
         return point.detach().to(x)
-
-    def _reach(self, norm: str) -> float:
-        """The largest distance of two inputs."""
-        low, high = self.run.setup.bounds
-        return (high - low) * (math.sqrt(self.x[0].numel()) if norm == "l2" else 1)
 
 
 def _spread(held: Tensor, right: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import Bounds, check_choice, check_count
+from ..geometry import reach
 from ..model import classified_right, classify
 from .libraries import attacked, library
 
@@ -140,7 +141,7 @@ def autoattack_part(
                 f"{part}: got {classes} classes, expected at least 4; run autoattack, which leaves it out"
             )
         unit = _UnitInputs(model, y, clean, bounds, norm)
-        size = eps / (bounds[1] - bounds[0])
+        size = min(eps, reach(clean, norm, bounds)) / (bounds[1] - bounds[0])
         attack = _configured(package, unit, part, size, norm, seed, min(9, classes - 1), queries, clean.device)
         point: Tensor = attack.perturb(unit.of(clean), y)
         return unit.back(point)

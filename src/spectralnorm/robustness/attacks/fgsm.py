@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import Bounds, check_batch, check_budget, check_choice
-from ..geometry import direction, project
+from ..geometry import direction, project, reach
 from ..model import classify, eval_mode
 from .losses import LOSSES
 
@@ -53,6 +53,7 @@ def fgsm(
     with eval_mode(model), torch.enable_grad():
         point = clean.clone().requires_grad_()
         gradient = input_gradient(LOSSES[loss](classify(model, point, y), y), point)
+    eps = min(eps, reach(clean, norm, bounds))
     return project(clean + eps * direction(gradient, norm), clean, eps, norm, bounds)
 
 

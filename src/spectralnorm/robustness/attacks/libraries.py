@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import Bounds, check_batch, check_budget
-from ..geometry import confined
+from ..geometry import confined, reach
 from ..model import eval_mode, frozen
 
 Found = Callable[[Tensor], Tensor]
@@ -84,6 +84,7 @@ def attacked(
     check_batch(x, y, bounds)
     check_budget(eps, norm)
     clean = x.detach().clone()
+    eps = min(eps, reach(clean, norm, bounds))
     if eps == 0 or len(clean) == 0:
         return clean
     with contained(model, clean, seed):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from ..checks import Bounds, check_count, check_number, check_sizes
-from ..geometry import direction, noise, project
+from ..geometry import direction, noise, project, reach
 from ..model import classify, eval_mode
 from .fgsm import checked, input_gradient
 from .losses import LOSSES
@@ -77,7 +77,11 @@ def pgd(
     if len(clean) == 0 or not torch.as_tensor(eps).any():
         return clean
     if isinstance(eps, Tensor):
-        eps = eps.to(clean).view(-1, *[1] * (clean.ndim - 1))
+        most = reach(clean, norm, bounds)
+        precise = torch.promote_types(clean.dtype, torch.float32)  # half precision would round sizes up
+        eps = eps.to(clean.device, precise).clamp_max(most).view(-1, *[1] * (clean.ndim - 1))
+    else:
+        eps = min(eps, reach(clean, norm, bounds))
     length = 2.5 * eps / steps if step_size is None else step_size
     confine = partial(project, norm=norm, bounds=bounds)
     climb = _Climb(model, clean, y, LOSSES[loss], partial(direction, norm=norm), eps, length, confine)
