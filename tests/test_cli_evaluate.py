@@ -39,6 +39,10 @@ def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
         "import torch\nfrom torch import nn\n"
         "def net():\n    torch.manual_seed(0)\n    return nn.Sequential(nn.Flatten(), nn.Linear(64, 10))\n"
         "def huge():\n    model = net()\n    nn.init.constant_(model[1].weight, float('nan'))\n    return model\n"
+        "class Pair(nn.Module):\n    def forward(self, x): return x, x\n"
+        "def colour(): return nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten())\n"
+        "def double(): return net().double()\n"
+        "def half(): return net().bfloat16()\n"
         "def few(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
     )
     monkeypatch.chdir(tmp_path)
@@ -128,9 +132,23 @@ def test_bad_input_is_one_line(trained: Path, importable: str, tmp_path: Path) -
         ((trained, "--json", "/dev/null/a.json"), ("/dev/null",)),
         ((f"{importable}:few",), ("y: got", "3 logits")),
         ((f"{importable}:missing",), ("missing",)),
+        ((f"{importable}:Pair",), ("model: got a tuple", "wrap it")),
+        ((f"{importable}:colour",), ("does not run on images of shape (1, 8, 8)", "--data")),
+        ((trained, "--linf", "1e400"), ("--linf", "1e400")),
     ]
     for flags, parts in cases:
         check_says(complaint("evaluate", *FEW, *flags), *parts)
+
+
+@pytest.mark.parametrize("name", ["double", "half"])
+def test_networks_of_other_precision(importable: str, name: str) -> None:
+    """Of the same accuracy, that near the boundary apart, and images rounded to bf16 stay in the ball."""
+    found = [
+        run("evaluate", f"{importable}:{each}", *FEW, "--attacks", "pgd", "--linf", "0.1")
+        for each in ("net", name)
+    ]
+    assert [each.exit_code for each in found] == [0, 0], found[1].output
+    assert "pgd" in found[1].stdout
 
 
 def test_damaged_settings_of_a_run(trained: Path, tmp_path: Path) -> None:

@@ -85,3 +85,31 @@ def test_what_is_refused(loss: object) -> None:
     check_says(said(TypeError, logits, labels, "wide"), "margin: got 'wide'")
     check_says(said(ValueError, logits, labels, -1.0), "margin: got -1.0")
     check_says(said(ValueError, logits, labels, 0.1, constants[:2]), "constants: got shape (2, 3)", "(3, 3)")
+    check_says(said(ValueError, logits, labels - 1, 0.1), "labels: got -1 to ", "expected 0 to 2")
+    check_says(said(ValueError, logits, labels + 1, 0.1), "labels", "to 3")
+    for wrong in (math.nan, math.inf, -1.0):
+        check_says(said(ValueError, logits, labels, 0.1, wrong), "constants: got NaN")
+        damaged = constants.detach().clone()
+        damaged[1, 2] = wrong
+        if wrong != -1:
+            check_says(said(ValueError, logits, labels, 0.1, damaged), "constants: got NaN")
+    for other in (True, "wide", None):
+        check_says(said(TypeError, logits, labels, 0.1, other), f"constants: got {other!r}")
+
+
+@pytest.mark.parametrize("smoothing", [math.nan, -0.1, 1.1, "much", True])
+def test_label_smoothing_is_a_share(smoothing: float) -> None:
+    logits, labels, _ = batch(4, 3)
+    error = TypeError if isinstance(smoothing, (str, bool)) else ValueError
+
+    def call() -> object:
+        return sn.losses.lipschitz_margin(logits, labels, 0.1, label_smoothing=smoothing)
+
+    check_says(complaint(error, call), "label_smoothing: got")
+
+
+@each_loss
+def test_losses_compile(loss: object) -> None:
+    logits, labels, constants = batch(4, 3)
+    compiled = torch.compile(loss, backend="eager", fullgraph=True)  # type: ignore[call-overload]
+    assert torch.equal(compiled(logits, labels, 0.1, constants), loss(logits, labels, 0.1, constants))  # type: ignore[operator]

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -30,12 +31,19 @@ from spectralnorm.training.team import Team
 
 ATTACKED = 200  # the first test images
 BATCH = 200 if DEVICE.type == "cuda" else 100  # of attacked images: what is done when the script is stopped
+MACHINES = ("amp", "data_dir")  # settings that follow from the machine
 CONSOLE = Console(stderr=True)
 
 
 def trained(settings: Settings, folder: Path, data: Dataset) -> tuple[nn.Module, dict[str, Any]]:
     """The plain network of a run that is made, or gone on with, here; and the run's result."""
-    if not all((folder / name).is_file() for name in ("result.json", "model.pt")):
+    if all((folder / name).is_file() for name in ("result.json", "model.pt")):
+        known = json.loads((folder / "settings.json").read_text())
+        asked = json.loads(json.dumps(asdict(settings)))
+        others = [name for name in asked if name not in MACHINES and known.get(name) != asked[name]]
+        if others:
+            raise ValueError(f"{folder}: was trained with other settings ({', '.join(others)}); delete it")
+    else:
         options = Options(folder, resume=True, checkpoint_every=100, log_every=469, certify_eps=())
         last = [""]
 
@@ -65,6 +73,7 @@ def final(net: str, method: str, number: int, folder: Path) -> None:
         "net": net,
         "method": method,
         "number": number,
+        "amp": json.loads((folder / "settings.json").read_text())["amp"],
         "settings": GRID[net][method][number],
         **kept,
         "attacked": {"examples": evaluation.examples, "clean": evaluation.clean_accuracy, "worst_case": worst},

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 try:
@@ -13,7 +13,7 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None  # type: ignore[assignment]
 
-__all__ = ["check_folder", "locked", "write_atomically"]
+__all__ = ["check_folder", "in_turn", "locked", "write_atomically"]
 
 
 def write_atomically(path: str | Path, content: bytes | str, *, lasting: bool = False) -> None:
@@ -110,3 +110,29 @@ def locked(folder: str | Path) -> Iterator[None]:
             except OSError:  # a file system without locks
                 pass
         yield
+
+
+@contextmanager
+def in_turn(folder: str | Path) -> Iterator[None]:
+    """Wait until no other process is within this for the same folder, where the file system has locks.
+
+    Args:
+        folder: exists; nothing is written to it.
+
+    Yields:
+        Nothing.
+
+    Example:
+        >>> with tempfile.TemporaryDirectory() as folder, in_turn(folder):
+        ...     pass
+    """
+    if fcntl is None:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        with suppress(OSError):  # a file system without locks
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)

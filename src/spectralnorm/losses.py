@@ -89,6 +89,10 @@ def lipschitz_margin(
         tensor(0.6931)
     """
     constants = _checked(logits, labels, margin, constants)
+    if isinstance(label_smoothing, bool) or not isinstance(label_smoothing, (int, float)):
+        raise TypeError(f"label_smoothing: got {label_smoothing!r}, expected a number; pass one from 0 to 1")
+    if not 0 <= label_smoothing <= 1:
+        raise ValueError(f"label_smoothing: got {label_smoothing}, expected 0 to 1; pass such a number")
     raised = logits + margin * _of_labels(constants, labels, logits)
     raised = raised.scatter(1, labels[:, None], logits.gather(1, labels[:, None]))
     return F.cross_entropy(raised, labels, label_smoothing=label_smoothing)
@@ -127,11 +131,41 @@ def _checked(logits: Tensor, labels: Tensor, margin: float, constants: Tensor | 
         raise TypeError(f"margin: got {margin!r}, expected a number; pass a radius in units of the inputs")
     if not 0 <= margin < math.inf:
         raise ValueError(f"margin: got {margin}, expected a finite number of at least 0; pass a radius")
+    if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # a look at a GPU would wait for it
+        lowest, highest = (int(end) for end in labels.aminmax())
+        if lowest < 0 or highest >= logits.shape[1]:
+            raise ValueError(
+                f"labels: got {lowest} to {highest}, expected 0 to {logits.shape[1] - 1}, the columns of logits; "
+                "relabel"
+            )
+    return _checked_constants(constants, logits)
+
+
+def _checked_constants(constants: Tensor | float, logits: Tensor) -> Tensor:
+    """Check a loss's constants, their values where that costs nothing.
+
+    Returns:
+        The constants as a tensor.
+
+    Raises:
+        TypeError: when they are no numbers.
+        ValueError: when they do not fit.
+    """
+    if not isinstance(constants, Tensor) and (
+        isinstance(constants, bool) or not isinstance(constants, (int, float))
+    ):
+        raise TypeError(f"constants: got {constants!r}, expected a number or a tensor; pass Lipschitz constants")
     known = torch.as_tensor(constants, device=logits.device)
     classes = logits.shape[1]
     if known.shape not in {(), (classes, classes)}:
         raise ValueError(
             f"constants: got shape {tuple(known.shape)}, expected one number or {(classes, classes)}; give one "
             "for each pair of classes"
+        )
+    cheap = known.device.type == "cpu" and not torch.compiler.is_compiling()
+    if cheap and not (torch.isfinite(known).all() and (known.ndim or known >= 0)):
+        raise ValueError(
+            "constants: got NaN, infinite or negative ones, expected finite numbers of at least 0; pass Lipschitz "
+            "constants"
         )
     return known

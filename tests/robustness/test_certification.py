@@ -48,6 +48,12 @@ def damaged(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
     return content
 
 
+def grows(content: dict[str, Any]) -> None:
+    """Certified accuracy that is larger at a larger size."""
+    content["results"].append({**content["results"][2], "eps": 0.02})
+    content["results"][2]["certified_accuracy"] = 0.0
+
+
 @pytest.mark.parametrize(
     ("change", "parts"),
     [
@@ -63,6 +69,15 @@ def damaged(change: Callable[[dict[str, Any]], Any]) -> dict[str, Any]:
         (lambda c: c["results"][2].update(norm="l7"), ("l7",)),
         (lambda c: c.update(lipschitz=True), ("damaged", "True")),
         (lambda c: c.update(inputs=3), ("damaged",)),
+        (lambda c: c.update(inputs={"eps": {"l2": [0.0, 0.05]}}), ("damaged", "other sizes")),
+        (lambda c: c.update(inputs={"eps": 3}), ("damaged",)),
+        (lambda c: c.update(clean_accuracy=0.5), ("damaged", "clean_accuracy 0.5")),
+        (lambda c: c.update(clean_accuracy=0.999), ("damaged", "clean_accuracy 0.999")),
+        (lambda c: c["results"][2].update(certified_accuracy=0.0123), ("linf 0.01",)),
+        (lambda c: c["results"][2].update(through="l2"), ("linf 0.01",)),
+        (grows, ("linf 0.02",)),
+        (lambda c: c.update(examples=True, radii=c["radii"][:1]), ("True examples",)),
+        (lambda c: c["radii"].__setitem__(3, 10**400), ("damaged",)),
     ],
 )
 def test_damaged_files(tmp_path: Path, change: Callable[[dict[str, Any]], Any], parts: tuple[str, ...]) -> None:

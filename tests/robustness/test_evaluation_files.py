@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from functools import partial
 from pathlib import Path
@@ -10,13 +11,16 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, multiprocessing, nn
+from torch.utils.data import DataLoader, TensorDataset
 from trained import Scale, trained_on_digits
 
 from messages import check_says, complaint
 from spectralnorm.files import write_atomically
 from spectralnorm.robustness.attacks import pgd
+from spectralnorm.robustness.attacks.named import named
 from spectralnorm.robustness.evaluate import evaluate
 from spectralnorm.robustness.evaluation import Evaluation
+from spectralnorm.robustness.fingerprint import of_model
 
 SIZES = {"linf": [0.05, 0.1]}
 BATCH = 10
@@ -259,3 +263,141 @@ def test_missing_files_and_binary_files(tmp_path: Path) -> None:
         Evaluation.load(tmp_path / "none.json")
     (tmp_path / "binary").write_bytes(b"\xff\xfe\x00\x80")
     check_says(complaint(ValueError, lambda: Evaluation.load(tmp_path / "binary")), "no JSON")
+
+
+def test_shards_of_other_data_do_not_merge() -> None:
+    """Nor those of another batch_size that happens to give as many batches."""
+    _, x, y = trained_on_digits()
+    one = run(shard=(0, 2))
+    for other in (run(shard=(1, 2), data=(x[50:95], y[50:95])), run(shard=(1, 2), batch_size=11)):
+        assert other.batches == one.batches
+        check_says(complaint(ValueError, lambda other=other: Evaluation.merge([one, other])), "different data or")
+
+
+def test_shards_that_share_a_file_keep_what_the_others_wrote(tmp_path: Path) -> None:
+    """The second reads the file before the first writes to it."""
+    path = tmp_path / "found.json"
+    model, x, y = trained_on_digits()
+    data = DataLoader(TensorDataset(x[:30], y[:30]), 10)
+    inner: list[Evaluation] = []
+
+    def other(*_: object) -> None:
+        if not inner:
+            inner.append(evaluate(model, data, ["fgsm"], shard=(1, 2), resume=path))
+
+    evaluate(model, data, ["fgsm"], shard=(0, 2), resume=path, on_attack=other)
+    assert [record.index for record in Evaluation.load(path).records] == [0, 1, 2]
+    assert evaluate(model, data, ["fgsm"], resume=path, on_attack=no_attack).complete
+    assert sorted(tmp_path.iterdir()) == [path]
+
+
+def test_a_shard_of_other_data_at_the_same_time_is_kept_out_of_the_file(tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    _, x, y = trained_on_digits()
+    inner: list[Evaluation] = []
+
+    def other(*_: object) -> None:
+        if not inner:
+            inner.append(run(shard=(1, 2), resume=path))
+
+    def outer() -> None:
+        run(shard=(0, 2), resume=path, data=(x[50:95], y[50:95]), on_attack=other)
+
+    check_says(complaint(ValueError, outer), str(path), "other data")
+    assert Evaluation.load(path) == inner[0]
+
+
+@pytest.mark.parametrize(
+    ("one", "two"),
+    [
+        (
+            nn.Upsample(scale_factor=2, mode="bilinear"),
+            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
+        ),
+        (nn.AvgPool2d(2, count_include_pad=True), nn.AvgPool2d(2, count_include_pad=False)),
+        (nn.AvgPool2d(2), nn.AvgPool2d(2, divisor_override=3)),
+    ],
+)
+def test_options_that_are_not_printed_tell_models_apart(one: nn.Module, two: nn.Module) -> None:
+    assert str(nn.AvgPool2d(2)) == str(nn.AvgPool2d(2, divisor_override=3))
+    assert of_model(nn.Sequential(one)) != of_model(nn.Sequential(two))
+    assert of_model(nn.Sequential(one)) == of_model(copy.deepcopy(nn.Sequential(one)).eval())
+
+
+def test_buffers_that_are_not_saved_tell_models_apart() -> None:
+    nets = [nn.Identity(), nn.Identity()]
+    for factor, net in enumerate(nets):
+        net.register_buffer("factor", torch.tensor(float(factor)), persistent=False)
+    assert of_model(nets[0]) != of_model(nets[1])
+
+
+def test_tensors_given_to_an_attack_tell_attacks_apart() -> None:
+    def shifted(
+        model: nn.Module, x: Tensor, y: Tensor, eps: float, *, delta: Tensor, norm: str, bounds: Any, seed: int
+    ) -> Tensor:
+        return x + delta
+
+    one, two = torch.zeros(2000), torch.zeros(2000)
+    two[1000] = 1
+    names = [named([partial(shifted, delta=delta)])[0].name for delta in (one, two, one.clone())]
+    assert repr(one) == repr(two)
+    assert names[0] != names[1]
+    assert names[0] == names[2]
+    assert len(names[0]) < 80
+    by_function = named([partial(shifted, delta=torch.relu), partial(shifted, delta=lambda z: z)])
+    assert not any("0x" in attack.name for attack in by_function)
+
+
+@pytest.mark.parametrize(
+    ("change", "part"),
+    [
+        ({"counts": [3, 0]}, "probes"),
+        ({"counts": [999, 10]}, "probes"),
+        ({"examples": int("9" * 400)}, "probes"),
+        ({"counts": [1, True]}, "batches"),
+    ],
+)
+def test_probes_that_cannot_be(change: dict[str, Any], part: str, tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    run(resume=path)
+    content = json.loads(path.read_text())
+    probe = next(each for each in content["batches"]["done"][0]["probes"] if each["kind"] == "unbounded")
+    probe |= change
+    path.write_text(json.dumps(content))
+    if "examples" in change:
+        assert Evaluation.load(path).examples == 45
+        return
+    check_says(complaint(ValueError, lambda: Evaluation.load(path)), str(path), part)
+
+
+@pytest.mark.parametrize("number", ["9" * 400, "9" * 5000])
+def test_numbers_too_long_for_a_float(number: str, tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    run(resume=path)
+    path.write_text(path.read_text().replace('"eps": 0.', f'"eps": {number}, "was": 0.', 1))
+    check_says(complaint(ValueError, lambda: Evaluation.load(path)), str(path))
+
+
+def test_what_cannot_be_a_file_is_refused_before_the_work(tmp_path: Path) -> None:
+    for path in (tmp_path, Path("/dev/null/found.json")):
+        said = complaint(OSError, lambda path=path: run(resume=path, on_attack=no_attack))
+        check_says(said, str(path.parent if path != tmp_path else path), "expected a f")
+
+
+@pytest.mark.parametrize("seed", [-1, 0.5, None, True])
+def test_seeds(seed: Any) -> None:
+    error = ValueError if seed == -1 else TypeError
+    check_says(complaint(error, lambda: run(seed=seed)), "seed")
+
+
+def test_data_without_an_axis() -> None:
+    data = (torch.tensor(0.5), torch.tensor(1))
+    check_says(complaint(ValueError, lambda: run(data=data)), "data", "batch axis")
+
+
+def test_an_output_that_is_no_tensor() -> None:
+    class Pair(nn.Module):
+        def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+            return x, x
+
+    check_says(complaint(TypeError, lambda: run(model=Pair())), "model", "tuple", "wrap it")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import pytest
 import torch
@@ -139,3 +140,11 @@ def test_what_is_refused() -> None:
     )
     norm = nn.Sequential(sn.spectral_normalize(nn.Linear(3, 3)), nn.LayerNorm(3, elementwise_affine=False))
     check_says(complaint(TypeError, lambda: sn.HeldLipschitz(norm, (3,))), "LayerNorm")
+
+
+@pytest.mark.parametrize("wrap", [nn.DataParallel, lambda net: torch.compile(net, backend="eager")])
+def test_wrapped_models(wrap: Callable[[nn.Module], nn.Module]) -> None:
+    net = sn.spectral_normalize(nn.Sequential(nn.Flatten(), nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 3)))
+    held, plain = sn.HeldLipschitz(wrap(net), (1, 2, 2)), sn.HeldLipschitz(net, (1, 2, 2))
+    assert held.bound == plain.bound
+    assert torch.equal(held.constants(), plain.constants())

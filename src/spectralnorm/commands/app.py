@@ -298,7 +298,7 @@ def bad_input() -> Iterator[None]:
     """Turn what is wrong with the input into one line on stderr and exit code 2."""
     try:
         yield
-    except (ValueError, TypeError, ImportError, OSError, MemoryError) as error:
+    except (ValueError, TypeError, ImportError, OSError, MemoryError, FloatingPointError) as error:
         typer.echo(f"spectralnorm: {' '.join(str(error).split())}", err=True)
         raise typer.Exit(2) from None
 

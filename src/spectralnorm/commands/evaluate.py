@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from pathlib import Path
 
-from spectralnorm.commands.subject import Subject, load_subject
+from spectralnorm.commands.subject import Subject, fitting, load_subject
 from spectralnorm.files import check_folder
 from spectralnorm.robustness.evaluate import DEFAULT_EPS, Evaluation, evaluate
 from spectralnorm.training.team import joined
@@ -60,6 +60,7 @@ def run(request: Request, on_progress: OnProgress) -> Evaluation | None:
         if request.json_file is not None:
             check_folder(request.json_file.parent)
         model, _, (x, y) = load_subject(request)
+        x = fitting(model, x)
         watch = _Watch(told, len(x), request.batch_size)
         found = evaluate(
             model.to(team.device),

@@ -5,12 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor, nn
 
 from spectralnorm.commands.target import load_target, run_settings
+from spectralnorm.robustness.model import eval_mode
 from spectralnorm.training.data import load
 
-__all__ = ["Subject", "load_subject"]
+__all__ = ["Subject", "fitting", "load_subject"]
 
 DEFAULT_DATA = "digits"
 
@@ -57,3 +59,30 @@ def load_subject(asked: Subject) -> tuple[nn.Module, str, tuple[Tensor, Tensor]]
     model = load_target(asked.target, asked.arch, data.input_shape)
     images = asked.images or len(data.test_x)
     return model, data.name, (data.test_x[:images], data.test_y[:images])
+
+
+def fitting(model: nn.Module, x: Tensor) -> Tensor:
+    """Bring images to the model's precision, and see that it runs on them.
+
+    Args:
+        model: the network.
+        x: images, (N, C, H, W).
+
+    Returns:
+        The images.
+
+    Raises:
+        ValueError: when the network does not run on one of them.
+    """
+    weight = next((p for p in model.parameters() if p.is_floating_point()), x)
+    x = x.to(weight.dtype)
+    try:
+        with torch.no_grad(), eval_mode(model):
+            model(x[:1].to(weight.device))
+    except Exception as error:  # whatever a user's module does
+        said = str(error).strip().split("\n", maxsplit=1)[0][:120]
+        raise ValueError(
+            f"the network does not run on images of shape {tuple(x.shape[1:])} ({type(error).__name__}: {said}), "
+            "expected one made for such; give its own --data"
+        ) from error
+    return x

@@ -34,13 +34,41 @@ def batches_of(data: tuple[Tensor, Tensor] | Batches, batch_size: int) -> tuple[
         (3, [2, 2, 1])
     """
     check_count("batch_size", batch_size)
-    if isinstance(data, (tuple, list)) and len(data) == 2:
-        x, y = data
-        if isinstance(x, Tensor) and isinstance(y, Tensor):
-            return _cut(x, y, batch_size), math.ceil(len(x) / batch_size)
+    pair = pair_of(data)
+    if pair is not None:
+        return _cut(*pair, batch_size), math.ceil(len(pair[0]) / batch_size)
     if isinstance(data, Tensor) or not isinstance(data, Iterable):
         raise TypeError(f"data: got {outline(data)}, expected (x, y) or an iterable of such batches; pass a pair")
     return map(_pair, data), len(data) if isinstance(data, Sized) else None
+
+
+def pair_of(data: tuple[Tensor, Tensor] | Batches) -> tuple[Tensor, Tensor] | None:
+    """Return data that are one pair of tensors; None for batches.
+
+    Args:
+        data: As for `batches_of`.
+
+    Returns:
+        Inputs and labels, (N, ...) and (N,).
+
+    Raises:
+        ValueError: If one has no axis.
+
+    Example:
+        >>> import torch
+        >>> pair_of([(torch.zeros(5, 2), torch.zeros(5).long())])
+    """
+    if not isinstance(data, (tuple, list)) or len(data) != 2:
+        return None
+    x, y = data
+    if not isinstance(x, Tensor) or not isinstance(y, Tensor):
+        return None
+    if x.ndim == 0 or y.ndim == 0:
+        raise ValueError(
+            f"data: got tensors of shapes {tuple(x.shape)} and {tuple(y.shape)}, expected (N, ...) and (N,); add "
+            "a batch axis"
+        )
+    return x, y
 
 
 def _cut(x: Tensor, y: Tensor, batch_size: int) -> Batches:

@@ -11,11 +11,10 @@ from typing import Any
 
 from spectralnorm.files import write_atomically
 
-from .attacks import NORMS
-
 __all__ = ["SCHEMA", "Certification", "CertifiedAccuracy"]
 
 SCHEMA = "spectralnorm.certification/1"
+THROUGH = {"l2": "l2", "linf": "l2 / sqrt(dimension)"}  # by norm: what the radii are compared with
 
 
 @dataclass(frozen=True)
@@ -103,7 +102,7 @@ class Certification:
         """
         try:
             content = json.loads(Path(path).read_text(encoding="utf-8"))
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of the length of a number
             raise ValueError(
                 f"{path}: got no JSON ({error}), expected a certification; give another file"
             ) from error
@@ -114,7 +113,7 @@ class Certification:
             )
         try:
             return _validated(content)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
+        except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
             raise ValueError(
                 f"{path}: it is damaged ({type(error).__name__}: {error}), expected {SCHEMA}; delete it to start "
                 "again"
@@ -139,15 +138,41 @@ def _validated(content: Mapping[str, Any]) -> Certification:
         for each in content["results"]
     )
     lipschitz = math.inf if content["lipschitz"] is None else _number(content["lipschitz"])
-    if not radii or content["examples"] != len(radii):
+    if not radii or isinstance(content["examples"], bool) or content["examples"] != len(radii):
         raise ValueError(f"{content['examples']!r} examples and {len(radii)} radii")
-    for each in results:
-        if each.norm not in NORMS or each.certified_accuracy > clean:
-            raise ValueError(f"the result at {each.norm} {each.eps}")
-        held = sum(radius > each.eps for radius in radii) / len(radii)
-        if each.norm == "l2" and each.certified_accuracy != held:
-            raise ValueError(f"the result at l2 {each.eps} is not that of the radii, {held}")
-    return Certification(len(radii), clean, results, radii, lipschitz, dict(content["inputs"]))
+    found = Certification(len(radii), clean, results, radii, lipschitz, dict(content["inputs"]))
+    _check_accuracies(found)
+    return found
+
+
+def _check_accuracies(found: Certification) -> None:
+    """Check that accuracies follow from the radii, as far as a file tells.
+
+    Those in L-infinity are not above those in L2, and fall with eps: the dimension of an input is not there.
+
+    Raises:
+        ValueError: when they do not.
+    """
+    certified = sum(radius > 0 for radius in found.radii) / found.examples
+    if found.clean_accuracy < certified or not _counts(found.clean_accuracy, found.examples):
+        raise ValueError(f"clean_accuracy {found.clean_accuracy}, where {certified} have a radius")
+    before: dict[str, float] = {}  # by norm, at smaller sizes
+    for each in sorted(found.results, key=lambda result: result.eps):
+        held = sum(radius > each.eps for radius in found.radii) / found.examples
+        share, through = each.certified_accuracy, THROUGH.get(each.norm)
+        fits = share == held if each.norm == "l2" else share <= held and _counts(share, found.examples)
+        if not fits or each.through != through or share > before.get(each.norm, 1.0):
+            raise ValueError(f"the result at {each.norm} {each.eps}, {share}, is not that of the radii")
+        before[each.norm] = share
+    asked = found.inputs.get("eps")
+    sizes = sorted((each.norm, each.eps) for each in found.results)
+    if asked is not None and sorted((norm, float(eps)) for norm, all_ in asked.items() for eps in all_) != sizes:
+        raise ValueError("results at other sizes than its inputs say")
+
+
+def _counts(share: float, examples: int) -> bool:
+    """Whether a share is that of a whole number of examples."""
+    return share == round(share * examples) / examples
 
 
 def _finite(value: float) -> float | None:

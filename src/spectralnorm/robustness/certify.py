@@ -9,7 +9,7 @@ from types import MappingProxyType
 from torch import Tensor, nn
 
 from .batches import batches_of, sizes_of
-from .certification import Certification, CertifiedAccuracy
+from .certification import THROUGH, Certification, CertifiedAccuracy
 from .certifier import Certifier
 from .checks import check_types
 
@@ -127,5 +127,5 @@ def _accuracies(
     for norm, size in sizes:
         needed = size if norm == "l2" else size * root
         held = sum(radius > needed for radius in radii) / len(radii)
-        found.append(CertifiedAccuracy(norm, size, held, "l2" if norm == "l2" else "l2 / sqrt(dimension)"))
+        found.append(CertifiedAccuracy(norm, size, held, THROUGH[norm]))
     return tuple(found)

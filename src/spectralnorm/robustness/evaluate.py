@@ -7,12 +7,13 @@ from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 
+import torch
 from torch import Tensor, nn
 
 from .attacks.base import Attack, NamedAttack
 from .attacks.libraries import library
 from .attacks.named import named
-from .batches import Batches, batches_of, sizes_of
+from .batches import Batches, batches_of, pair_of, sizes_of
 from .checks import check_bounds, check_choice, check_count
 from .controls import SEVERITIES
 from .evaluation import Evaluation, in_order
@@ -62,14 +63,16 @@ def evaluate(
         attacks: Names ("fgsm"; "pgd", on the margin; "pgd-ce"; "cw", "deepfool", "ddn", "fmn" through foolbox;
             "square", "apgd-ce", "apgd-t", "fab-t", "autoattack" through pyautoattack) or functions with the
             signature of `Attack`. An attack is run in those of the norms that it is made for.
-        eps: Sizes of the perturbations to try for each norm ("linf", "l2"), in the units of the inputs.
+        eps: Sizes of the perturbations to try for each norm ("linf", "l2"), in the units of the inputs. One above
+            the largest distance of two inputs allows no more than that.
         bounds: Lowest and highest value of an input.
-        seed: Seed of the attacks; batch number i gets seed + i.
+        seed: Seed of the attacks, at least 0; batch number i gets seed + i.
         batch_size: Examples per batch, for a pair of tensors.
         controls: Severities, 1 to 5, of changes without an adversary ("noise", "blur", "contrast"), to compare
             with.
         probes: Right examples of the first batch on which masked gradients are looked for; 0 for none.
-        resume: File that gets each batch as it is done, JSON. What it holds already is not done again.
+        resume: File that gets each batch as it is done, JSON. What it holds already is not done again. Shards may
+            share one.
         shard: Index and count: evaluate every count-th batch only. `Evaluation.merge` puts shards together.
         on_batch: Called after each batch with the number of batches done, and their total (None if unknown).
         on_attack: Called before each attack with its name, norm and eps.
@@ -80,6 +83,7 @@ def evaluate(
     Raises:
         TypeError: If an argument's type is wrong.
         ValueError: If an argument's value is wrong, there are no examples, or the file is of another evaluation.
+        OSError: If the file cannot be read or written.
         ImportError: If an attack's library is not installed.
         FloatingPointError: If logits or gradients are not finite.
 
@@ -92,7 +96,10 @@ def evaluate(
     chosen = named(attacks)
     check_bounds(bounds)
     check_count("probes", probes, 0)
+    check_count("seed", seed, 0)
     part = shard_of(shard)
+    batches, total = batches_of(data, batch_size)
+    pair = pair_of(data)
     with eval_mode(model):
         setup = Setup(
             model=of_model(model),
@@ -104,9 +111,9 @@ def evaluate(
             probes=probes,
             versions=versions(["spectralnorm", "torch", *_libraries(chosen)]),
         )
-        batches, total = batches_of(data, batch_size)
         run = Run(model, {each.name: each for each in chosen}, setup, on_attack)
-        ledger = Ledger(resume, setup, part.index if part.together else None)
+        whole = of_tensors(*pair, torch.tensor(batch_size)) if pair else ""
+        ledger = Ledger(resume, setup, part.index if part.together else None, whole)
         found = _over(part, run, ledger, batches, partial(_report, on_batch, total))
     if found.complete and found.examples == 0:
         raise ValueError("data: got no examples, expected at least one; pass (x, y) or an iterable of batches")
@@ -139,7 +146,7 @@ def _over(part: Shard, run: Run, ledger: Ledger, batches: Batches, report: Calla
     outcomes = part.all(own)
     for found, _ in outcomes:
         done |= found
-    whole = in_order(run.setup, done.values(), max(count for _, count in outcomes))
+    whole = in_order(run.setup, done.values(), max(count for _, count in outcomes), ledger.data)
     part.first(partial(ledger.close, whole))
     return whole
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -93,6 +93,8 @@ class Evaluation:
         setup: What was evaluated, and how.
         records: The batches, in order, with what each example did.
         batches: How many batches the data has; None where that is not known yet.
+        data: Fingerprint of inputs and labels that were given as a pair, and of the size they are cut to; "" where
+            they came as batches, or where an older version wrote the file.
 
     Example:
         >>> import torch, spectralnorm as sn
@@ -105,6 +107,7 @@ class Evaluation:
     setup: Setup
     records: tuple[Record, ...]
     batches: int | None = None
+    data: str = field(default="", compare=False)
 
     @property
     def examples(self) -> int:
@@ -188,7 +191,11 @@ class Evaluation:
             ],
             "alarms": [vars(alarm) for alarm in self.alarms],
             "seconds": self.seconds,
-            "batches": {"total": self.batches, "done": [to_dict(record) for record in self.records]},
+            "batches": {
+                "total": self.batches,
+                **({"data": self.data} if self.data else {}),
+                "done": [to_dict(record) for record in self.records],
+            },
         }
 
     @classmethod
@@ -205,8 +212,7 @@ class Evaluation:
         Raises:
             ValueError: If it is something else, or its figures do not follow from its batches.
         """
-        setup, (records, batches) = setup_of(content, where), records_of(content, where)
-        found = cls(setup, records, batches)
+        found = cls(setup_of(content, where), *records_of(content, where))
         again = found.to_dict()
         judged = [name for name in again if name != "alarms"]  # their rules may change from release to release
         if differing := [name for name in judged if again[name] != content.get(name)]:
@@ -250,6 +256,7 @@ class Evaluation:
             raise ValueError("parts: got none, expected at least one evaluation; pass the shards")
         first, records = found[0], dict[int, Record]()
         totals = {part.batches for part in found if part.batches is not None}
+        data = {part.data for part in found if part.data}
         for part in found:
             if part.setup != first.setup:
                 raise ValueError(
@@ -264,8 +271,12 @@ class Evaluation:
             raise ValueError(
                 f"parts: got data of {sorted(totals)} batches, expected one number; pass shards of one run"
             )
+        if len(data) > 1:
+            raise ValueError(
+                "parts: got evaluations of different data or batch_size, expected one; pass shards of one run"
+            )
         ordered = tuple(records[index] for index in sorted(records))
-        return cls(first.setup, ordered, totals.pop() if totals else None)
+        return cls(first.setup, ordered, totals.pop() if totals else None, data.pop() if data else "")
 
     def table(self) -> Table:
         """Build the table of accuracies for rich, without the notes and alarms that `print` adds."""
@@ -310,15 +321,16 @@ def _result_to_dict(entry: AttackResult) -> dict[str, Any]:
     }
 
 
-def in_order(setup: Setup, records: Iterable[Record], batches: int | None = None) -> Evaluation:
+def in_order(setup: Setup, records: Iterable[Record], batches: int | None = None, data: str = "") -> Evaluation:
     """Make an evaluation of batches, in the order of their numbers.
 
     Args:
         setup: What was evaluated.
         records: The batches.
         batches: How many the data has, if that is known.
+        data: Fingerprint of the data, if they are a pair.
 
     Returns:
         The evaluation.
     """
-    return Evaluation(setup, tuple(sorted(records, key=lambda record: record.index)), batches)
+    return Evaluation(setup, tuple(sorted(records, key=lambda record: record.index)), batches, data)

@@ -6,7 +6,7 @@ import json
 from dataclasses import fields
 from pathlib import Path
 
-from spectralnorm.files import write_atomically
+from spectralnorm.files import check_folder, in_turn, write_atomically
 
 from .evaluation import Evaluation, in_order
 from .record import Record, Setup
@@ -19,15 +19,16 @@ class Ledger:
         path: The file; None for none.
         setup: What is evaluated; a file of anything else is refused.
         part: Number of the process that keeps a file of its own beside it until all are done; None alone.
+        data: Fingerprint of the data, if they are a pair.
 
     Example:
         >>> Ledger(None, Setup("", (), {}, (), (0.0, 1.0), 0, 0, {})).before()
         {}
     """
 
-    def __init__(self, path: str | Path | None, setup: Setup, part: int | None = None) -> None:
+    def __init__(self, path: str | Path | None, setup: Setup, part: int | None = None, data: str = "") -> None:
         self.path = None if path is None else Path(path)
-        self.setup, self.part = setup, part
+        self.setup, self.part, self.data = setup, part, data
         self._own: dict[int, Record] = {}
 
     def before(self) -> dict[int, Record]:
@@ -37,11 +38,15 @@ class Ledger:
             Those of the file, and of the parts that an interrupted run has left beside it.
 
         Raises:
+            OSError: If no file can be written there.
             ValueError: If a file is damaged, or of another evaluation.
         """
         found: dict[int, Record] = {}
         if self.path is None:
             return found
+        if self.path.is_dir():
+            raise OSError(f"resume: got the folder {self.path}, expected a file; add a name to it")
+        check_folder(self.path.parent)
         for path in [self.path, *self._parts()]:
             if path.is_file():
                 found |= {record.index: record for record in self._checked(path).records}
@@ -56,15 +61,30 @@ class Ledger:
         """Write down one more batch."""
         self._own[record.index] = record
         if self.path is not None:
-            path = self.path if self.part is None else self._part(self.part)
-            self._write(path, in_order(self.setup, self._own.values()))
+            own = in_order(self.setup, self._own.values(), data=self.data)
+            if self.part is None:
+                self._share(self.path, own)
+            else:
+                self._write(self._part(self.part), own)
 
     def close(self, whole: Evaluation) -> None:
         """Write the whole evaluation, and remove the parts."""
         if self.path is not None:
-            self._write(self.path, whole)
+            self._share(self.path, whole)
             for path in self._parts():
                 path.unlink()
+
+    def _share(self, path: Path, found: Evaluation) -> None:
+        """Write to a file, beside what shards that run at the same time have written there."""
+        with in_turn(path.parent):
+            others = self._checked(path) if path.is_file() else found
+            if others.data and self.data and others.data != self.data:
+                raise ValueError(
+                    f"{path}: holds an evaluation of other data or batch_size, expected the same; give another "
+                    "file"
+                )
+            records = {record.index: record for record in (*others.records, *found.records)}
+            self._write(path, in_order(self.setup, records.values(), found.batches, self.data))
 
     def _write(self, path: Path, found: Evaluation) -> None:
         write_atomically(path, json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n")

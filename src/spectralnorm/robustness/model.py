@@ -26,6 +26,11 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 def classify(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Return the model's logits, (N, classes), checked against x, (N, ...), and the labels y, (N,)."""
     logits: Tensor = model(x.clone())  # a model may write to its input
+    if not isinstance(logits, Tensor):
+        raise TypeError(
+            f"model: got a {type(logits).__name__}, expected logits, a tensor of shape (N, classes); wrap it in a "
+            "module that returns them"
+        )
     if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:
         raise ValueError(
             f"model: got logits of shape {tuple(logits.shape)}, expected ({len(x)}, classes) with at least "

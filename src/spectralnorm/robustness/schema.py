@@ -32,7 +32,7 @@ def read(path: str | Path) -> Any:
     """
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of JSON, of UTF-8, of the length of a number
         raise ValueError(
             f"{path}: got no JSON ({error}), expected an evaluation; delete it to start again"
         ) from error
@@ -78,15 +78,15 @@ def setup_of(content: Any, where: str) -> Setup:
     return _valid(_setup, content.get("setup"), where, "setup")
 
 
-def records_of(content: Any, where: str) -> tuple[tuple[Record, ...], int | None]:
-    """Make the batches, and their total number, of what `to_dict` of an evaluation gave.
+def records_of(content: Any, where: str) -> tuple[tuple[Record, ...], int | None, str]:
+    """Make the batches, their total number and the fingerprint of all of what `to_dict` of an evaluation gave.
 
     Args:
         content: Of this schema.
         where: What to call it in errors.
 
     Returns:
-        The batches in order, and how many the data has.
+        The batches in order, how many the data has, and its fingerprint, "" where there is none.
 
     Raises:
         ValueError: If they are not as expected.
@@ -98,7 +98,7 @@ def records_of(content: Any, where: str) -> tuple[tuple[Record, ...], int | None
 def _valid(make: Callable[[Any], T], content: Any, where: str, name: str) -> T:
     try:
         return make(content)
-    except (KeyError, TypeError, ValueError, AttributeError, IndexError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, IndexError, OverflowError) as error:
         raise ValueError(
             f'{where}: its "{name}" is damaged ({type(error).__name__}: {error}), expected {SCHEMA}; delete it to '
             "start again"
@@ -124,13 +124,13 @@ def _setup(content: Any) -> Setup:
     )
 
 
-def _records(content: Any, setup: Setup) -> tuple[tuple[Record, ...], int | None]:
+def _records(content: Any, setup: Setup) -> tuple[tuple[Record, ...], int | None, str]:
     records = tuple(_record(each, setup) for each in content["done"])
     indices = [record.index for record in records]
     total = None if content["total"] is None else _count(content["total"])
     _require(indices == sorted(set(indices)), "order of the batches")
     _require(total is None or all(index < total for index in indices), "number of batches")
-    return records, total
+    return records, total, _text(content["data"]) if content.get("data", "") != "" else ""
 
 
 def _record(content: Any, setup: Setup) -> Record:
@@ -155,8 +155,17 @@ def _record(content: Any, setup: Setup) -> Record:
         )
         for each in content["probes"]
     )
-    _require(all(len(each.counts) == (1 if each.kind == "gradients" else 2) for each in probes), "probes")
+    _require(all(map(_plausible, probes)), "probes")
     return Record(_count(content["index"]), _text(content["data"]), right, held, broken, seconds, controls, probes)
+
+
+def _plausible(probe: Probe) -> bool:
+    """Whether a probe has the counts of its kind: of examples, and for "unbounded" the number of classes."""
+    if len(probe.counts) != (1 if probe.kind == "gradients" else 2):
+        return False
+    if probe.kind == "unbounded":
+        return probe.counts[0] <= probe.examples and probe.counts[1] >= 2
+    return sum(probe.counts) <= probe.examples
 
 
 def _require(holds: bool, what: str) -> None:

@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from ..checks import NORMS, Bounds, check_choice
+from ..fingerprint import shown
 from .autoattack import autoattack, autoattack_part, parts_for
 from .base import Attack, NamedAttack
 from .fgsm import fgsm
@@ -106,6 +107,7 @@ def _named(attack: str | Attack | NamedAttack) -> NamedAttack:
 def _name(function: Any) -> str:
     """The name of a function, with what `functools.partial` has set."""
     if isinstance(function, partial):
-        given = [*map(repr, function.args), *(f"{name}={value!r}" for name, value in function.keywords.items())]
+        by_name = (f"{name}={shown(value)}" for name, value in function.keywords.items())
+        given = [*map(shown, function.args), *by_name]
         return f"{_name(function.func)}({', '.join(given)})"
     return getattr(function, "__name__", type(function).__name__)
