@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from spectralnorm.commands.target import load_target, run_settings
+from spectralnorm.network.naming import first_line
 from spectralnorm.robustness.model import eval_mode
 from spectralnorm.training.data import load
 
@@ -80,9 +81,8 @@ def fitting(model: nn.Module, x: Tensor) -> Tensor:
         with torch.no_grad(), eval_mode(model):
             model(x[:1].to(weight.device))
     except Exception as error:  # whatever a user's module does
-        said = str(error).strip().split("\n", maxsplit=1)[0][:120]
         raise ValueError(
-            f"the network does not run on images of shape {tuple(x.shape[1:])} ({type(error).__name__}: {said}), "
+            f"the network does not run on images of shape {tuple(x.shape[1:])} ({first_line(error)}), "
             "expected one made for such; give its own --data"
         ) from error
     return x

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from spectralnorm.network.lipschitz_table import NodeBound
-from spectralnorm.network.naming import naming
+from spectralnorm.network.naming import first_line, naming
 from spectralnorm.network.outward import product_up, root_sum_squares_up, sum_up
 from spectralnorm.network.rules.call import Call, Measure
 from spectralnorm.network.rules.linear import operator_rule
@@ -100,9 +100,8 @@ class Interpretation(fx.Interpreter):
         try:
             return super().run_node(n)
         except Exception as error:  # the model itself ran on two inputs
-            said = str(error).strip().split("\n", maxsplit=1)[0][:120]
             raise ValueError(
-                f"{_name(n)}: it does not run on a batch of one input ({type(error).__name__}: {said}); expected "
+                f"{_name(n)}: it does not run on a batch of one input ({first_line(error)}); expected "
                 "a model that takes batches of any size in eval mode"
             ) from error
 

@@ -18,6 +18,7 @@ from spectralnorm.network.interpretation import Interpretation
 from spectralnorm.network.jacobian import jacobian_norm
 from spectralnorm.network.layer_norms import LayerNorms
 from spectralnorm.network.lipschitz_table import NodeBound, NodeTable
+from spectralnorm.network.naming import first_line
 from spectralnorm.network.plain import plain_copy, unwrapped
 from spectralnorm.network.probe import check_input_shape, reading
 from spectralnorm.network.rules.call import Measure
@@ -207,10 +208,9 @@ def _run(model: nn.Module, pair: Tensor, shape: tuple[int, ...]) -> Tensor:
     try:
         output = model(pair.clone())
     except Exception as error:
-        said = str(error).strip().split("\n", maxsplit=1)[0][:120]
         raise ValueError(
-            f"input_shape={shape}: the model does not run on a batch of two such inputs ({type(error).__name__}: "
-            f"{said}); expected one input's shape without batch, such as (3, 32, 32)"
+            f"input_shape={shape}: the model does not run on a batch of two such inputs ({first_line(error)}); "
+            f"expected one input's shape without batch, such as (3, 32, 32)"
         ) from error
     if not isinstance(output, Tensor) or output.ndim == 0 or len(output) != 2:
         got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from spectralnorm.network.naming import first_line
+
 __all__ = ["default_eps", "plain_copy", "unwrapped"]
 
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
@@ -43,7 +45,7 @@ def plain_copy(model: nn.Module) -> nn.Module:
         plain = copy.deepcopy(model)
     except Exception as error:  # whatever a user's module does when it is copied
         raise ValueError(
-            f"model: {type(model).__name__} cannot be copied ({_first_line(error)}); expected one that "
+            f"model: {type(model).__name__} cannot be copied ({first_line(error)}); expected one that "
             "copy.deepcopy takes. Remove attributes that hold autograd graphs, locks or files"
         ) from error
     for module in plain.modules():
@@ -104,9 +106,3 @@ def _bake(module: nn.Module) -> None:
     del module.parametrizations
     for name, value in values.items():
         module.register_parameter(name, nn.Parameter(value, requires_grad=False))
-
-
-def _first_line(error: Exception) -> str:
-    """An error's type and the beginning of what it says."""
-    said = str(error).strip().split("\n", maxsplit=1)[0]
-    return f"{type(error).__name__}: {said[:120]}"

@@ -8,6 +8,7 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from spectralnorm.network.naming import first_line
 from spectralnorm.network.rules.registry import has_rule
 
 __all__ = ["MODEL", "Tracer", "trace"]
@@ -81,9 +82,8 @@ def trace(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
     try:
         return root, Tracer().trace(root)
     except Exception as error:  # whatever a user's forward does to a proxy
-        said = str(error).strip().split("\n", maxsplit=1)[0][:120]
         raise ValueError(
-            f"model: torch.fx cannot trace {type(model).__name__} ({type(error).__name__}: {said}); expected a "
+            f"model: torch.fx cannot trace {type(model).__name__} ({first_line(error)}); expected a "
             "forward without branches on values of the input. Rewrite it, or give the module that branches a rule "
             "with @spectralnorm.register_lipschitz_rule"
         ) from error

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from spectralnorm.network.last_linear import LastLinear, last_linear
 from spectralnorm.network.lipschitz import analyse
+from spectralnorm.network.naming import first_line
 
 from .checks import check_types
 from .model import classify
@@ -97,10 +98,9 @@ class Certifier:
             with torch.no_grad():
                 logits: Tensor = self._exact(x.double())
         except (RuntimeError, TypeError) as error:
-            said = str(error).strip().split("\n", maxsplit=1)[0][:120]
             raise ValueError(
-                f"model: it does not run in float64 ({said}), which certified logits are computed in; expected a "
-                "forward that takes its dtype from its input"
+                f"model: it does not run in float64 ({first_line(error)}), which certified logits are computed in; expected "
+                "a forward that takes its dtype from its input"
             ) from error
         return logits
 
