@@ -99,8 +99,8 @@ class Certifier:
                 logits: Tensor = self._exact(x.double())
         except (RuntimeError, TypeError) as error:
             raise ValueError(
-                f"model: it does not run in float64 ({first_line(error)}), which certified logits are computed in; expected "
-                "a forward that takes its dtype from its input"
+                f"model: it does not run in float64 ({first_line(error)}), which certified logits are in; expected a "
+                "forward that takes its dtype from its input"
             ) from error
         return logits
 
