@@ -99,7 +99,7 @@ class Certifier:
                 logits: Tensor = self._exact(x.double())
         except (RuntimeError, TypeError) as error:
             raise ValueError(
-                f"model: it does not run in float64 ({first_line(error)}), which certified logits are in; expected a "
+                f"model: it does not run in float64 ({first_line(error)}), as certified logits need; expected a "
                 "forward that takes its dtype from its input"
             ) from error
         return logits
