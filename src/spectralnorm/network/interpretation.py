@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
+from spectralnorm.network.layer_norms import unchanged, values_of
 from spectralnorm.network.lipschitz_table import NodeBound
 from spectralnorm.network.naming import first_line, naming
 from spectralnorm.network.outward import product_up, root_sum_squares_up, sum_up
@@ -62,6 +63,7 @@ class Interpretation(fx.Interpreter):
         self.entries: dict[fx.Node, int] = {}
         self._folded = _batchnorm_pairs(root, graph)  # BatchNorm to the layer before it
         self._shapes: dict[fx.Node, tuple[int, ...]] = {}  # of what those layers read
+        self._values: dict[fx.Node, list[Tensor]] = {}  # of those layers' tensors then
 
     def run_node(self, n: fx.Node) -> Any:
         """Run one node, and bound what it returns.
@@ -111,6 +113,7 @@ class Interpretation(fx.Interpreter):
         kind = str(call)
         if self._waits(n, call):
             self._shapes[n] = tuple(call.inputs[0].shape)
+            self._values[n] = values_of([call.target])  # type: ignore[list-item]
             self.bounds[n] = terms[0]
             return
         if n in self._folded:
@@ -130,7 +133,19 @@ class Interpretation(fx.Interpreter):
         return reader is not None
 
     def _pair(self, layer: Any, norm: Any, node: fx.Node) -> Constant:
-        """The norm of a layer and the BatchNorm that alone reads it, as one map."""
+        """The norm of a layer and the BatchNorm that alone reads it, as one map.
+
+        Returns:
+            The constant.
+
+        Raises:
+            ValueError: when the layer was written to in between.
+        """
+        if not unchanged([layer], self._values[node]):
+            raise ValueError(
+                f"{type(layer).__name__} is written to before the BatchNorm behind it is called; expected weights "
+                "that a forward leaves alone"
+            )
         shape = self._shapes[node]
         return self.measure(nn.Sequential(layer, norm), shape[len(shape) - as_operator(layer).axes :])
 

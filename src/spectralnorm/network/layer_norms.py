@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from spectralnorm.bound import Bound
@@ -13,10 +15,45 @@ from spectralnorm.network.outward import product_up
 from spectralnorm.operators.base import Operator, Size
 from spectralnorm.operators.registry import as_operator
 
-__all__ = ["LayerNorms"]
+__all__ = ["LayerNorms", "unchanged", "values_of"]
 
 _SVD_WORK = 2**29  # grid points x c^3 up to which a closed form is decomposed: about a second
 _PROVEN_COLUMNS = 1024  # inputs up to which the norm at a size is proven by the layer's matrix
+
+
+def values_of(parts: Sequence[nn.Module | Tensor]) -> list[Tensor]:
+    """Copies of the tensors of layers, which a forward may write to between two calls.
+
+    Args:
+        parts: layers or weights.
+
+    Returns:
+        The copies.
+    """
+    return [tensor.detach().clone() for tensor in _tensors(parts)]
+
+
+def unchanged(parts: Sequence[nn.Module | Tensor], values: Sequence[Tensor]) -> bool:
+    """Whether layers have the values that they had: versions do not tell of writes to `.data`.
+
+    Args:
+        parts: layers or weights.
+        values: from `values_of`.
+
+    Returns:
+        Whether all are equal.
+    """
+    return all(torch.equal(tensor, value) for tensor, value in zip(_tensors(parts), values, strict=True))
+
+
+def _tensors(parts: Sequence[nn.Module | Tensor]) -> Iterator[Tensor]:
+    """The tensors of layers."""
+    for part in parts:
+        if isinstance(part, Tensor):
+            yield part
+        else:
+            yield from part.parameters()
+            yield from part.buffers()
 
 
 class LayerNorms:
@@ -29,7 +66,7 @@ class LayerNorms:
 
     def __init__(self, *, certified: bool, rtol: float) -> None:
         self.certified, self.rtol = certified, rtol
-        self._known: dict[tuple[Any, ...], float] = {}
+        self._known: dict[tuple[Any, ...], list[tuple[list[Tensor], float]]] = {}
         self._held: list[Any] = []  # what the keys' ids are of: they stay theirs
 
     def __call__(
@@ -46,15 +83,16 @@ class LayerNorms:
             An upper bound of the norm at that size if `certified`, else an estimate of the size-free norm.
         """
         parts = list(layer_or_weight) if isinstance(layer_or_weight, nn.Sequential) else [layer_or_weight]
-        versions = [part._version for part in parts if isinstance(part, Tensor)]  # written to in between
-        key = (*map(id, parts), *versions, size, repr(conv_args))
-        if key not in self._known:
-            self._held += parts
-            operator = as_operator(layer_or_weight, **conv_args)
-            there = () if operator.axes == 0 else size
-            measured = self._proven(operator, there) if self.certified else self._estimate(operator, there)
-            self._known[key] = measured
-        return self._known[key]
+        known = self._known.setdefault((*map(id, parts), size, repr(conv_args)), [])
+        for values, measured in known:
+            if unchanged(parts, values):
+                return measured
+        self._held += parts
+        operator = as_operator(layer_or_weight, **conv_args)
+        there = () if operator.axes == 0 else size
+        measured = self._proven(operator, there) if self.certified else self._estimate(operator, there)
+        known.append((values_of(parts), measured))
+        return measured
 
     def _proven(self, operator: Operator, size: Size | None) -> float:
         """At the size by closed form, by the matrix of a small layer, or by what its padding adds there.

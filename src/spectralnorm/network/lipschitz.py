@@ -191,6 +191,7 @@ def analyse(
         interpretation = Interpretation(root, graph, measure, min_variance)
         output = interpretation.run(pair[:1].clone())
         _check_same(model, output, expected)
+        _check_elsewhere(model, root, graph, pair)
     rows = tuple(interpretation.rows)
     known = interpretation
     return Analysis(root, graph, known.bounds, known.constants, rows, known.entries, pair[:1])
@@ -242,6 +243,20 @@ def _check_same(model: nn.Module, output: Tensor, expected: Tensor) -> None:
             "does for the input alone; expected the same. It mixes the batch, draws random numbers, or has "
             "forward hooks that change values, which torch.fx does not see"
         )
+
+
+def _check_elsewhere(model: nn.Module, root: nn.Module, graph: fx.Graph, like: Tensor) -> None:
+    """Compare again at inputs of both signs, where a forward that asks what its input is may go another way."""
+    one = 4 * torch.randn(like[:1].shape, generator=torch.Generator().manual_seed(1)).to(like)
+    wide = torch.cat([one, -one])
+    try:
+        expected = model(wide.clone())
+        outputs = [fx.Interpreter(root, graph=graph).run(each.clone()) for each in wide.split(1)]
+    except Exception:  # it takes no such inputs
+        return
+    for row, output in enumerate(outputs):
+        if torch.isfinite(expected).all():
+            _check_same(model, output, expected[row:])
 
 
 def _check_hooks(model: nn.Module) -> None:

@@ -50,7 +50,22 @@ class _Proxy(fx.Proxy):
 
 
 class Tracer(fx.Tracer):
-    """Keeps whole what has a rule or an operator, modules of users too."""
+    """Keeps whole what has a rule or an operator, modules of users too.
+
+    Attributes:
+        called: those modules, with the options that they had when they were called.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.called: list[tuple[nn.Module, dict[str, Any]]] = []
+
+    def call_module(
+        self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        """Note a module's options, and record its call."""
+        self.called.append((m, _options(m)))
+        return super().call_module(m, forward, args, kwargs)
 
     def proxy(self, node: fx.Node) -> fx.Proxy:
         """What stands for a value while the forward runs."""
@@ -78,12 +93,34 @@ def trace(model: nn.Module) -> tuple[nn.Module, fx.Graph]:
         >>> [str(node.target) for node in graph.nodes if node.op == "call_module"]
         ['model.0', 'model.1']
     """
-    root = _Root(model)
+    root, tracer = _Root(model), Tracer()
+    before = {name: tensor._version for name, tensor in _floating(model)}
     try:
-        return root, Tracer().trace(root)
+        graph = tracer.trace(root)
     except Exception as error:  # whatever a user's forward does to a proxy
         raise ValueError(
             f"model: torch.fx cannot trace {type(model).__name__} ({first_line(error)}); expected a "
             "forward without branches on values of the input. Rewrite it, or give the module that branches a rule "
             "with @spectralnorm.register_lipschitz_rule"
         ) from error
+    written = [name for name, tensor in _floating(model) if before.get(name) != tensor._version]
+    moved = [module for module, options in tracer.called if options != _options(module)]
+    if written or moved:
+        what = written[0] if written else f"the options of its {type(moved[0]).__name__}"
+        raise ValueError(
+            f"model: {type(model).__name__} writes to {what} in its forward, unseen by torch.fx; expected "
+            "one that leaves its buffers and options alone in eval mode"
+        )
+    return root, graph
+
+
+def _floating(model: nn.Module) -> list[tuple[str, Tensor]]:
+    """The parameters and buffers of a model, but for counters."""
+    found = [*model.named_parameters(), *model.named_buffers()]
+    return [(name, tensor) for name, tensor in found if tensor.is_floating_point()]
+
+
+def _options(module: nn.Module) -> dict[str, Any]:
+    """The attributes of a module that are plain values."""
+    plain = (bool, int, float, str, tuple, type(None))
+    return {name: value for name, value in vars(module).items() if isinstance(value, plain)}
