@@ -41,6 +41,9 @@ def importable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]
         "def huge():\n    model = net()\n    nn.init.constant_(model[1].weight, float('nan'))\n    return model\n"
         "class Pair(nn.Module):\n    def forward(self, x): return x, x\n"
         "def colour(): return nn.Sequential(nn.Conv2d(3, 2, 3), nn.Flatten())\n"
+        "class Flags(nn.Module):\n    def forward(self, x): return x.flatten(1)[:, :10] > 0\n"
+        "class Late(nn.Module):\n    def forward(self, x):\n"
+        "        if torch.is_grad_enabled(): raise RuntimeError('no')\n        return x.flatten(1)[:, :10]\n"
         "def double(): return net().double()\n"
         "def half(): return net().bfloat16()\n"
         "def few(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 3))\n"
@@ -133,11 +136,19 @@ def test_bad_input_is_one_line(trained: Path, importable: str, tmp_path: Path) -
         ((f"{importable}:few",), ("y: got", "3 logits")),
         ((f"{importable}:missing",), ("missing",)),
         ((f"{importable}:Pair",), ("model: got a tuple", "wrap it")),
+        ((f"{importable}:Flags",), ("model: got torch.bool", "wrap it")),
         ((f"{importable}:colour",), ("does not run on images of shape (1, 8, 8)", "--data")),
         ((trained, "--linf", "1e400"), ("--linf", "1e400")),
     ]
     for flags, parts in cases:
         check_says(complaint("evaluate", *FEW, *flags), *parts)
+
+
+def test_a_network_that_fails_later_ends_with_code_1(importable: str) -> None:
+    ended = run("evaluate", f"{importable}:Late", *FEW, "--attacks", "fgsm", "--l2", "1")
+    assert ended.exit_code == 1
+    check_says(ended.stderr, "the network does not run: RuntimeError: no")
+    assert "Traceback" not in ended.stderr
 
 
 @pytest.mark.parametrize("name", ["double", "half"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -83,16 +84,16 @@ def test_what_is_refused(loss: object) -> None:
     check_says(said(ValueError, logits[:0], labels[:0], 0.1), "(0, 3)", "at least one example")
     check_says(said(ValueError, logits[:, :1], labels, 0.1), "two classes")
     check_says(said(TypeError, logits, labels, "wide"), "margin: got 'wide'")
-    check_says(said(ValueError, logits, labels, -1.0), "margin: got -1.0")
+    check_says(said(ValueError, logits, labels, -1.0), "margin: got -1")
+    check_says(said(TypeError, logits, labels, 0.1, constants + 0j), "constants: got torch.complex")
     check_says(said(ValueError, logits, labels, 0.1, constants[:2]), "constants: got shape (2, 3)", "(3, 3)")
     check_says(said(ValueError, logits, labels - 1, 0.1), "labels: got -1 to ", "expected 0 to 2")
     check_says(said(ValueError, logits, labels + 1, 0.1), "labels", "to 3")
     for wrong in (math.nan, math.inf, -1.0):
-        check_says(said(ValueError, logits, labels, 0.1, wrong), "constants: got NaN")
+        check_says(said(ValueError, logits, labels, 0.1, wrong), f"constants: got {wrong:g}")
         damaged = constants.detach().clone()
         damaged[1, 2] = wrong
-        if wrong != -1:
-            check_says(said(ValueError, logits, labels, 0.1, damaged), "constants: got NaN")
+        check_says(said(ValueError, logits, labels, 0.1, damaged), "constants: got NaN")
     for other in (True, "wide", None):
         check_says(said(TypeError, logits, labels, 0.1, other), f"constants: got {other!r}")
 
@@ -113,3 +114,27 @@ def test_losses_compile(loss: object) -> None:
     logits, labels, constants = batch(4, 3)
     compiled = torch.compile(loss, backend="eager", fullgraph=True)  # type: ignore[call-overload]
     assert torch.equal(compiled(logits, labels, 0.1, constants), loss(logits, labels, 0.1, constants))  # type: ignore[operator]
+
+
+@each_loss
+def test_numbers_of_any_kind(loss: object) -> None:
+    logits, labels, _ = batch(4, 3)
+    value = loss(logits, labels, 0.1, 2.0)  # type: ignore[operator]
+    for constant in (2, np.float32(2), np.float64(2), torch.tensor(2.0), torch.tensor(2)):
+        assert torch.allclose(loss(logits, labels, 0.1, constant), value)  # type: ignore[operator]
+    for huge in (10**400, 10**30 * 10**300):
+        complaint(ValueError, lambda huge=huge: loss(logits, labels, huge))  # type: ignore[operator,misc]
+
+
+def test_gradients_of_each_example() -> None:
+    logits, labels, constants = batch(4, 3)
+    logits = logits.detach()
+
+    def of_one(row: torch.Tensor, label: torch.Tensor) -> torch.Tensor:
+        return sn.losses.lipschitz_margin(row[None], label[None], 0.1)
+
+    found = torch.func.vmap(torch.func.grad(of_one))(logits, labels)
+    for row, label, slope in zip(logits, labels, found, strict=True):
+        assert torch.allclose(torch.func.grad(of_one)(row, label), slope)
+    by_constants = torch.func.vmap(lambda c: sn.losses.lipschitz_margin(logits, labels, 0.1, c))
+    assert by_constants(constants.detach().expand(4, 3, 3)).shape == (4,)

@@ -7,6 +7,9 @@ Constants that no step of training changes come from `HeldLipschitz`; 1-Lipschit
 from __future__ import annotations
 
 import math
+import sys
+from collections.abc import Callable
+from numbers import Real
 
 import torch
 from torch import Tensor
@@ -127,22 +130,18 @@ def _checked(logits: Tensor, labels: Tensor, margin: float, constants: Tensor | 
             f"logits, labels: got shapes {tuple(logits.shape)} and {tuple(labels.shape)}, expected (N, classes) "
             "and (N,), with at least one example and two classes; give one label per row"
         )
-    if isinstance(margin, bool) or not isinstance(margin, (int, float)):
-        raise TypeError(f"margin: got {margin!r}, expected a number; pass a radius in units of the inputs")
-    if not 0 <= margin < math.inf:
-        raise ValueError(f"margin: got {margin}, expected a finite number of at least 0; pass a radius")
-    if labels.device.type == "cpu" and not torch.compiler.is_compiling():  # a look at a GPU would wait for it
-        lowest, highest = (int(end) for end in labels.aminmax())
-        if lowest < 0 or highest >= logits.shape[1]:
-            raise ValueError(
-                f"labels: got {lowest} to {highest}, expected 0 to {logits.shape[1] - 1}, the columns of logits; "
-                "relabel"
-            )
+    _check_number("margin", margin)
+    classes = logits.shape[1]
+    if not _holds(labels, lambda: ((labels >= 0) & (labels < classes)).all()):
+        raise ValueError(
+            f"labels: got {int(labels.min())} to {int(labels.max())}, expected 0 to {classes - 1}, the columns of "
+            "logits; relabel"
+        )
     return _checked_constants(constants, logits)
 
 
 def _checked_constants(constants: Tensor | float, logits: Tensor) -> Tensor:
-    """Check a loss's constants, their values where that costs nothing.
+    """Check a loss's constants, and their values where there is one to look at.
 
     Returns:
         The constants as a tensor.
@@ -151,21 +150,44 @@ def _checked_constants(constants: Tensor | float, logits: Tensor) -> Tensor:
         TypeError: when they are no numbers.
         ValueError: when they do not fit.
     """
-    if not isinstance(constants, Tensor) and (
-        isinstance(constants, bool) or not isinstance(constants, (int, float))
-    ):
-        raise TypeError(f"constants: got {constants!r}, expected a number or a tensor; pass Lipschitz constants")
-    known = torch.as_tensor(constants, device=logits.device)
+    if not isinstance(constants, Tensor):
+        _check_number("constants", constants)
+        return torch.tensor(float(constants), device=logits.device)
     classes = logits.shape[1]
-    if known.shape not in {(), (classes, classes)}:
+    if constants.is_complex():
+        raise TypeError(f"constants: got {constants.dtype}, expected real numbers; pass Lipschitz constants")
+    if constants.shape not in {(), (classes, classes)}:
         raise ValueError(
-            f"constants: got shape {tuple(known.shape)}, expected one number or {(classes, classes)}; give one "
-            "for each pair of classes"
+            f"constants: got shape {tuple(constants.shape)}, expected one number or {(classes, classes)}; give "
+            "one for each pair of classes"
         )
-    cheap = known.device.type == "cpu" and not torch.compiler.is_compiling()
-    if cheap and not (torch.isfinite(known).all() and (known.ndim or known >= 0)):
+    known = constants.to(logits.device)
+    same = torch.eye(classes, dtype=torch.bool) if known.ndim else torch.tensor(False)
+    # the diagonal is not read
+    if not _holds(known, lambda: (same | (torch.isfinite(known) & (known >= 0))).all()):
         raise ValueError(
             "constants: got NaN, infinite or negative ones, expected finite numbers of at least 0; pass Lipschitz "
             "constants"
         )
     return known
+
+
+def _check_number(name: str, value: float) -> None:
+    """Check that an argument is a finite number of at least 0."""
+    if isinstance(value, bool) or not isinstance(value, Real):
+        raise TypeError(f"{name}: got {value!r}, expected a number; pass a finite one of at least 0")
+    number = value if isinstance(value, int) else float(value)  # a large int is no float
+    if not 0 <= number <= sys.float_info.max:  # false for NaN, too
+        raise ValueError(
+            f"{name}: got {str(value)[:24]}, expected a finite number of at least 0; pass such a number"
+        )
+
+
+def _holds(values: Tensor, check: Callable[[], Tensor]) -> bool:
+    """What a check of values says; true where looking costs (on a GPU) or finds none (compiled, torch.func)."""
+    if values.device.type != "cpu" or torch.compiler.is_compiling():
+        return True
+    try:
+        return bool(check())
+    except RuntimeError:  # the values of a transform of torch.func have no numbers
+        return True

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from trained import Scale, closed_form, linear, trained_on_digits
 
+from messages import complaint
 from spectralnorm.robustness.attacks import ATTACKS, LOSSES, NORMS, eval_mode, fgsm, margin, pgd, project
 from spectralnorm.robustness.certify import certify
 from spectralnorm.robustness.evaluate import evaluate
@@ -433,3 +434,26 @@ def test_a_model_that_writes_to_its_input_changes_nothing_else() -> None:
     radii = [certify(net, (x, y), {"l2": [0.1]}).radii for net in (Writing(model), half)]
     assert torch.equal(x, before)
     assert radii[0] == radii[1]
+
+
+def test_a_step_that_overflows_half_precision_comes_back_into_the_ball() -> None:
+    model, x = linear(2, features=64).half(), torch.full((2, 64), 30000.0).half()
+    with torch.no_grad():
+        model.weight.mul_(1e-4)
+    y = model(x).argmax(1)
+    for steps in (1, 2):
+        point = pgd(model, x, y, 1e5, norm="l2", steps=steps, bounds=(0.0, 60000.0))
+        assert distance(point, x, "l2").max() <= 1e5 * (1 + 1e-6)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 0.3), (-0.7, 0.1)])
+def test_bounds_that_the_precision_rounds(bounds: tuple[float, float]) -> None:
+    model, x = linear(3), torch.rand(8, 6).clamp(*bounds)
+    point = pgd(model, x, torch.arange(8) % 3, 5.0, bounds=bounds)
+    assert evaluate(model, (point, torch.arange(8) % 3), ["fgsm"], {"linf": [0.01]}, bounds=bounds).examples == 8
+
+
+def test_bounds_beyond_the_precision_are_refused() -> None:
+    x = torch.rand(2, 6)
+    said = complaint(ValueError, lambda: fgsm(linear(3), x, torch.tensor([0, 1]), 1.0, bounds=(-3e38, 3e38)))
+    assert "expected a range that torch.float32 can hold" in said

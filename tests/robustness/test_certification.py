@@ -76,6 +76,7 @@ def grows(content: dict[str, Any]) -> None:
         (lambda c: c["results"][2].update(certified_accuracy=0.0123), ("linf 0.01",)),
         (lambda c: c["results"][2].update(through="l2"), ("linf 0.01",)),
         (grows, ("linf 0.02",)),
+        (lambda c: c["results"].append(c["results"][0]), ("two results",)),
         (lambda c: c.update(examples=True, radii=c["radii"][:1]), ("True examples",)),
         (lambda c: c["radii"].__setitem__(3, 10**400), ("damaged",)),
     ],

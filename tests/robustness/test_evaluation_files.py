@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -401,3 +402,54 @@ def test_an_output_that_is_no_tensor() -> None:
             return x, x
 
     check_says(complaint(TypeError, lambda: run(model=Pair())), "model", "tuple", "wrap it")
+
+
+@pytest.mark.parametrize("images", [60, 30])
+def test_shards_of_other_batches_at_the_same_time_do_not_mix(images: int, tmp_path: Path) -> None:
+    """Iterables have no fingerprint of the whole; batches that a shard passes over are compared at its end."""
+    path = tmp_path / "found.json"
+    model, x, y = trained_on_digits()
+    one = DataLoader(TensorDataset(x[:30], y[:30]), 10)
+    two = DataLoader(TensorDataset(x[100 : 100 + images], y[100 : 100 + images]), 10)
+    inner: list[Evaluation] = []
+
+    def other(*_: object) -> None:
+        if not inner:
+            inner.append(evaluate(model, two, ["fgsm"], shard=(1, 2), resume=path))
+
+    def outer() -> None:
+        evaluate(model, one, ["fgsm"], shard=(0, 2), resume=path, on_attack=other)
+
+    check_says(complaint(ValueError, outer), str(path), "other data")
+
+
+def test_parts_that_are_no_evaluations_or_beyond_the_data() -> None:
+    one = run(shard=(0, 2))
+    check_says(complaint(TypeError, lambda: Evaluation.merge([one, None])), "NoneType")  # type: ignore[list-item]
+    late = replace(one, batches=None, records=(replace(one.records[0], index=7),))
+    check_says(complaint(ValueError, lambda: Evaluation.merge([one, late])), "[5, 8] batches")
+
+
+@pytest.mark.parametrize(
+    ("where", "value", "part"),
+    [
+        ("setup.bounds", [5, -5], "setup"),
+        ("setup.bounds", [1, 1], "setup"),
+        ("setup.seed", -3, "setup"),
+        ("batches.done.0.probes", [], "probes"),
+        ("batches.done.0.probes.1.kind", "step", "probes"),
+        ("batches.done.0.probes.1.norm", "l7", "probes"),
+        ("batches.done.0.probes.1.attack", "zzz", "probes"),
+    ],
+)
+def test_contradictions(where: str, value: Any, part: str, tmp_path: Path) -> None:
+    path = tmp_path / "found.json"
+    run(resume=path)
+    content = json.loads(path.read_text())
+    *outer, last = [int(name) if name.isdigit() else name for name in where.split(".")]
+    place = content
+    for name in outer:
+        place = place[name]
+    place[last] = value
+    path.write_text(json.dumps(content))
+    check_says(complaint(ValueError, lambda: Evaluation.load(path)), str(path), part)

@@ -24,6 +24,7 @@ from spectralnorm.commands.target import load_target
 from spectralnorm.commands.train import with_settings
 from spectralnorm.files import check_folder, write_atomically
 from spectralnorm.network.audit import audit as audit_model
+from spectralnorm.network.naming import first_line
 from spectralnorm.report.certification import certification_summary, certification_table
 from spectralnorm.report.plots import figure_class, robust_accuracy_plot
 from spectralnorm.report.tables import demo_notes, demo_summary, demo_table
@@ -231,9 +232,11 @@ def unfinished(json_file: Path | None) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        reason, code = "the evaluation was stopped", 130
+        reason, code = "this was stopped", 130
     except (LostProcessError, FloatingPointError) as error:
         reason, code = str(error), 1
+    except RuntimeError as error:  # of the network, which may be anyone's
+        reason, code = f"the network does not run: {first_line(error)}", 1
     else:
         return
     cure = "" if json_file is None else "; the same command goes on with what is done"
@@ -264,7 +267,7 @@ def certify_command(
         request = certifying.Request(
             target, arch, data, data_dir, images, eps=sizes, batch_size=batch_size, json_file=json_file
         )
-        with progress() as on_progress:
+        with unfinished(None), progress() as on_progress:
             found, known = certifying.run(request, on_progress)
     show(certification_table(found), *certification_summary(found))
     if known:

@@ -83,6 +83,6 @@ def fitting(model: nn.Module, x: Tensor) -> Tensor:
     except Exception as error:  # whatever a user's module does
         raise ValueError(
             f"the network does not run on images of shape {tuple(x.shape[1:])} ({first_line(error)}), "
-            "expected one made for such; give its own --data"
+            "expected one that does; give the --data it was made for, or mend it"
         ) from error
     return x

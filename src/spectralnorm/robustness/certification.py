@@ -166,6 +166,8 @@ def _check_accuracies(found: Certification) -> None:
         before[each.norm] = share
     asked = found.inputs.get("eps")
     sizes = sorted((each.norm, each.eps) for each in found.results)
+    if len(set(sizes)) < len(sizes):
+        raise ValueError("two results at one size")
     if asked is not None and sorted((norm, float(eps)) for norm, all_ in asked.items() for eps in all_) != sizes:
         raise ValueError("results at other sizes than its inputs say")
 

@@ -39,10 +39,13 @@ def _check_values(x: Tensor, y: Tensor, bounds: Bounds) -> None:
     """Check that inputs lie within the bounds and that labels are not negative."""
     check_bounds(bounds)
     low, high = bounds
+    if high - low > torch.finfo(x.dtype).max:
+        raise ValueError(f"bounds: got {bounds}, expected a range that {x.dtype} can hold; give the range of x")
     if len(x) == 0:
         return
     lowest, highest = x.min().item(), x.max().item()
-    if not (low <= lowest and highest <= high):  # true for NaN, too
+    kept = torch.tensor(bounds, dtype=torch.float64).to(x.dtype).tolist()  # as x can hold them
+    if not (min(low, kept[0]) <= lowest and highest <= max(high, kept[1])):  # true for NaN, too
         raise ValueError(
             f"x: got values from {lowest} to {highest}, expected them within bounds {bounds}; "
             "rescale x, or pass its own bounds"

@@ -132,9 +132,13 @@ def _over(part: Shard, run: Run, ledger: Ledger, batches: Batches, report: Calla
             count = index + 1
             if index in before:
                 _check_same(before[index], x, y, ledger.path)
+                ledger.seen[index] = before[index].data
             elif part.has(index):
                 found[index] = run.record(index, x, y)
+                ledger.seen[index] = found[index].data
                 ledger.add(found[index])
+            elif ledger.path is not None and not part.together:
+                ledger.seen[index] = of_tensors(x, y)
             report(count)
         if before and max(before) >= count:
             raise ValueError(

@@ -249,9 +249,10 @@ class Evaluation:
             The evaluation of all their batches.
 
         Raises:
+            TypeError: If one is no evaluation.
             ValueError: If there are none, they have different setups, or they contradict each other.
         """
-        found = list(parts)
+        found = _evaluations(parts)
         if not found:
             raise ValueError("parts: got none, expected at least one evaluation; pass the shards")
         first, records = found[0], dict[int, Record]()
@@ -267,10 +268,9 @@ class Evaluation:
                     raise ValueError(
                         f"parts: got two different batches {record.index}, expected one; pass it once"
                     )
-        if len(totals) > 1:
-            raise ValueError(
-                f"parts: got data of {sorted(totals)} batches, expected one number; pass shards of one run"
-            )
+        if len(totals) > 1 or (totals and max(records, default=-1) >= min(totals)):
+            seen = sorted({*totals, max(records) + 1})
+            raise ValueError(f"parts: got data of {seen} batches, expected one number; pass shards of one run")
         if len(data) > 1:
             raise ValueError(
                 "parts: got evaluations of different data or batch_size, expected one; pass shards of one run"
@@ -304,6 +304,15 @@ class Evaluation:
             for part, count in record.broken_by[row].items():
                 found[part] = found.get(part, 0) + count
         return found
+
+
+def _evaluations(parts: Iterable[Evaluation]) -> list[Evaluation]:
+    """Check that parts are evaluations."""
+    found = list(parts)
+    for part in found:
+        if not isinstance(part, Evaluation):
+            raise TypeError(f"parts: got a {type(part).__name__}, expected evaluations; pass the shards")
+    return found
 
 
 def _accuracy_to_dict(entry: Accuracy, name: str) -> dict[str, Any]:

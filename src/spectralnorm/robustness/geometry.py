@@ -58,8 +58,8 @@ def rounded_inward(candidate: Tensor, x: Tensor, eps: float | Tensor, norm: str,
         >>> float(rounded_inward(x + 1, x, 0.015, "linf", (0.0, 2.0)))
         1.0078125
     """
-    near = x.double()
-    exact = project(candidate.double(), near, eps, norm, bounds)
+    near, largest = x.double(), torch.finfo(x.dtype).max
+    exact = project(candidate.double().clamp(-largest, largest), near, eps, norm, bounds)  # a step may overflow
     point = exact.to(x.dtype)
     host = "cpu" if x.dtype == torch.float16 else x.device  # CUDA has no nextafter for float16
     nearer = torch.nextafter(point.to(host), x.to(host)).to(x.device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
@@ -30,6 +31,7 @@ class Ledger:
         self.path = None if path is None else Path(path)
         self.setup, self.part, self.data = setup, part, data
         self._own: dict[int, Record] = {}
+        self.seen: dict[int, str] = {}  # fingerprints of the batches, of other shards' too
 
     def before(self) -> dict[int, Record]:
         """The batches that were done before, by number.
@@ -77,14 +79,23 @@ class Ledger:
     def _share(self, path: Path, found: Evaluation) -> None:
         """Write to a file, beside what shards that run at the same time have written there."""
         with in_turn(path.parent):
-            others = self._checked(path) if path.is_file() else found
+            others = self._checked(path) if path.is_file() else Evaluation(self.setup, ())
             if others.data and self.data and others.data != self.data:
                 raise ValueError(
                     f"{path}: holds an evaluation of other data or batch_size, expected the same; give another "
                     "file"
                 )
             records = {record.index: record for record in (*others.records, *found.records)}
+            self._check_others(path, others.records, found.batches)
             self._write(path, in_order(self.setup, records.values(), found.batches, self.data))
+
+    def _check_others(self, path: Path, others: Iterable[Record], total: int | None) -> None:
+        """Check that what other shards wrote is of this data, once all of it has been seen."""
+        for record in others:
+            if total is not None and self.seen.get(record.index) != record.data:
+                raise ValueError(
+                    f"{path}: holds a batch {record.index} of other data, expected the same; give another file"
+                )
 
     def _write(self, path: Path, found: Evaluation) -> None:
         write_atomically(path, json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n")

@@ -26,9 +26,10 @@ def eval_mode(model: nn.Module) -> Iterator[None]:
 def classify(model: nn.Module, x: Tensor, y: Tensor) -> Tensor:
     """Return the model's logits, (N, classes), checked against x, (N, ...), and the labels y, (N,)."""
     logits: Tensor = model(x.clone())  # a model may write to its input
-    if not isinstance(logits, Tensor):
+    if not isinstance(logits, Tensor) or not logits.is_floating_point():
+        got = f"{logits.dtype}" if isinstance(logits, Tensor) else f"a {type(logits).__name__}"
         raise TypeError(
-            f"model: got a {type(logits).__name__}, expected logits, a tensor of shape (N, classes); wrap it in a "
+            f"model: got {got}, expected logits, floating point of shape (N, classes); wrap it in a "
             "module that returns them"
         )
     if logits.ndim != 2 or len(logits) != len(x) or logits.shape[1] < 2:

@@ -112,13 +112,14 @@ def _setup(content: Any) -> Setup:
     kinds = {str(name): str(kind) for name, kind in content["kinds"].items()}
     _require(all(at.norm in NORMS and at.attack in kinds and at.eps >= 0 for at in conditions), "conditions")
     low, high = map(_number, content["bounds"])
+    _require(low < high, "bounds")
     return Setup(
         model=_text(content["model"]),
         conditions=conditions,
         kinds=kinds,
         controls=tuple((str(each["name"]), _count(each["severity"])) for each in content["controls"]),
         bounds=(low, high),
-        seed=int(content["seed"]),
+        seed=_count(content["seed"]),
         probes=_count(content["probes"]),
         versions={str(name): str(each) for name, each in content["versions"].items()},
     )
@@ -127,8 +128,10 @@ def _setup(content: Any) -> Setup:
 def _records(content: Any, setup: Setup) -> tuple[tuple[Record, ...], int | None, str]:
     records = tuple(_record(each, setup) for each in content["done"])
     indices = [record.index for record in records]
+    probed = [record.index == 0 and setup.probes > 0 and "1" in record.right for record in records]
     total = None if content["total"] is None else _count(content["total"])
     _require(indices == sorted(set(indices)), "order of the batches")
+    _require(probed == [bool(record.probes) for record in records], "probes")
     _require(total is None or all(index < total for index in indices), "number of batches")
     return records, total, _text(content["data"]) if content.get("data", "") != "" else ""
 
@@ -155,17 +158,22 @@ def _record(content: Any, setup: Setup) -> Record:
         )
         for each in content["probes"]
     )
-    _require(all(map(_plausible, probes)), "probes")
+    _require(all(_plausible(probe, setup) for probe in probes), "probes")
     return Record(_count(content["index"]), _text(content["data"]), right, held, broken, seconds, controls, probes)
 
 
-def _plausible(probe: Probe) -> bool:
-    """Whether a probe has the counts of its kind: of examples, and for "unbounded" the number of classes."""
-    if len(probe.counts) != (1 if probe.kind == "gradients" else 2):
+def _plausible(probe: Probe, setup: Setup) -> bool:
+    """Whether a probe is of one of the attacks, with the counts of its kind: of examples, or of classes."""
+    if probe.kind == "gradients":
+        return len(probe.counts) == 1 and probe.counts[0] <= probe.examples and not probe.attack + probe.norm
+    if probe.kind not in ("unbounded", "steps") or len(probe.counts) != 2:
         return False
+    if (probe.attack, probe.norm) not in {(at.attack, at.norm) for at in setup.conditions}:
+        return False
+    first, second = probe.counts
     if probe.kind == "unbounded":
-        return probe.counts[0] <= probe.examples and probe.counts[1] >= 2
-    return sum(probe.counts) <= probe.examples
+        return first <= probe.examples and second >= 2
+    return first + second <= probe.examples
 
 
 def _require(holds: bool, what: str) -> None:
