@@ -319,7 +319,7 @@ def test_a_constant_that_is_written_to_between_two_uses() -> None:
 )
 def test_an_input_that_is_a_bias_is_refused(forward: Callable[..., Tensor]) -> None:
     net = Function(forward, layer=identity())
-    check_says(complaint(TypeError, lambda: sn.lipschitz(net, (2,))), "weight or bias")
+    check_says(complaint(TypeError, lambda: sn.lipschitz(net, (2,))), "weight, bias or second factor")
 
 
 @pytest.mark.parametrize(

@@ -59,7 +59,7 @@ class Certification:
     examples: int
     clean_accuracy: float
     results: tuple[CertifiedAccuracy, ...]
-    radii: tuple[float, ...]
+    radii: tuple[float, ...] = field(repr=False)
     lipschitz: float
     inputs: Mapping[str, Any] = field(default_factory=dict)
 

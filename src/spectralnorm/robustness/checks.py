@@ -31,7 +31,7 @@ def check_types(x: Tensor, y: Tensor) -> None:
     if not x.is_floating_point() or y.dtype != torch.int64:
         raise TypeError(
             f"x, y: got {x.dtype} and {y.dtype}, expected floating point and torch.int64; "
-            "convert with x.float() / 255 and y.long()"
+            f"convert with {'y.long()' if x.is_floating_point() else 'x.float() / 255'}"
         )
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+from spectralnorm.files import write_atomically
 
 from .chance import wilson
 from .evaluation_table import rich_page, rich_table, text_table
@@ -197,6 +200,17 @@ class Evaluation:
                 "done": [to_dict(record) for record in self.records],
             },
         }
+
+    def save(self, path: str | Path) -> None:
+        """Write it as JSON, whole or not at all.
+
+        Args:
+            path: The file.
+
+        Raises:
+            OSError: If it cannot be written.
+        """
+        write_atomically(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n")
 
     @classmethod
     def from_dict(cls, content: Any, where: str = "content") -> Evaluation:

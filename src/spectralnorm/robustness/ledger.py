@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
-from spectralnorm.files import check_folder, in_turn, write_atomically
+from spectralnorm.files import check_folder, in_turn
 
 from .evaluation import Evaluation, in_order
 from .record import Record, Setup
@@ -67,7 +66,7 @@ class Ledger:
             if self.part is None:
                 self._share(self.path, own)
             else:
-                self._write(self._part(self.part), own)
+                own.save(self._part(self.part))
 
     def close(self, whole: Evaluation) -> None:
         """Write the whole evaluation, and remove the parts."""
@@ -87,7 +86,7 @@ class Ledger:
                 )
             records = {record.index: record for record in (*others.records, *found.records)}
             self._check_others(path, others.records, found.batches)
-            self._write(path, in_order(self.setup, records.values(), found.batches, self.data))
+            in_order(self.setup, records.values(), found.batches, self.data).save(path)
 
     def _check_others(self, path: Path, others: Iterable[Record], total: int | None) -> None:
         """Check that what other shards wrote is of this data, once all of it has been seen."""
@@ -96,9 +95,6 @@ class Ledger:
                 raise ValueError(
                     f"{path}: holds a batch {record.index} of other data, expected the same; give another file"
                 )
-
-    def _write(self, path: Path, found: Evaluation) -> None:
-        write_atomically(path, json.dumps(found.to_dict(), indent=2, allow_nan=False) + "\n")
 
     def _part(self, part: int) -> Path:
         assert self.path is not None  # noqa: S101
