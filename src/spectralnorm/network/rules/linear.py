@@ -108,7 +108,7 @@ def _constant(call: Call, weight: Any) -> Tensor:
     """The weight, if it does not depend on the input."""
     if len(call.inputs) != 1 or not isinstance(weight, Tensor) or call.depends(weight):
         raise TypeError(
-            f"{call} has a weight, bias or second factor that depends on the input, so that its slope is unbounded; "
+            f"{call} has a weight, bias or second factor that depends on the input: its slope is unbounded; "
             "expected constants."
         )
     return weight

@@ -36,7 +36,7 @@ def _own_statistics(call: Call) -> Constant:
     if call.min_variance is None:
         raise TypeError(
             f"{call} divides by statistics of its own input, which leaves no constant better than |gamma| / "
-            "sqrt(eps); expected min_variance=..., what you know the variance to be at least (0 gives that constant)."
+            "sqrt(eps); expected min_variance=..., what you know the variance to be at least (0 for this)."
         )
     least = call.min_variance + eps
     if not least > 0:
