@@ -77,7 +77,7 @@ def test_a_killed_write_leaves_the_batches_before_it(tmp_path: Path, monkeypatch
             raise OSError("no space left")
         write_atomically(target, content)
 
-    monkeypatch.setattr("spectralnorm.robustness.ledger.write_atomically", full)
+    monkeypatch.setattr("spectralnorm.robustness.evaluation.write_atomically", full)
     with pytest.raises(OSError, match="no space"):
         run(resume=path)
     assert len(Evaluation.load(path).records) == 2
