@@ -48,6 +48,7 @@ Arch = Annotated[
 ]
 DataDir = Annotated[Path | None, typer.Option(help="Folder of the data set's files.")]
 
+_KNOWN = "{}: this was done before; nothing was computed anew."
 app = typer.Typer(
     add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False, rich_markup_mode=None
 )
@@ -221,9 +222,12 @@ def evaluate(
             device=device,
         )
         with unfinished(json_file), progress() as on_progress:
-            found = evaluating.run(request, on_progress)
-    if found is not None:
+            done = evaluating.run(request, on_progress)
+    if done is not None:
+        found, known = done
         show(found)
+        if known:
+            show(_KNOWN.format(json_file))
 
 
 @contextmanager
@@ -271,7 +275,7 @@ def certify_command(
             found, known = certifying.run(request, on_progress)
     show(certification_table(found), *certification_summary(found))
     if known:
-        show(f"{json_file}: this was done before; nothing was computed anew.")
+        show(_KNOWN.format(json_file))
 
 
 @contextmanager

@@ -40,7 +40,7 @@ class Request(Subject):
     device: str = "auto"
 
 
-def run(request: Request, on_progress: OnProgress) -> Evaluation | None:
+def run(request: Request, on_progress: OnProgress) -> tuple[Evaluation, bool] | None:
     """Load, attack, write.
 
     Args:
@@ -48,7 +48,7 @@ def run(request: Request, on_progress: OnProgress) -> Evaluation | None:
         on_progress: called with what is being done and the share that is done.
 
     Returns:
-        The evaluation, in the process that writes; None in the others.
+        The evaluation, and whether it had been done before, in the process that writes; None in the others.
 
     Raises:
         ValueError: when the target, the data or a flag is wrong, or the file is of another evaluation.
@@ -61,6 +61,8 @@ def run(request: Request, on_progress: OnProgress) -> Evaluation | None:
             check_folder(request.json_file.parent)
         model, _, (x, y) = load_subject(request)
         x = fitting(model, x)
+        path = request.json_file
+        known = path is not None and path.is_file() and Evaluation.load(path).complete
         watch = _Watch(told, len(x), request.batch_size)
         found = evaluate(
             model.to(team.device),
@@ -75,7 +77,7 @@ def run(request: Request, on_progress: OnProgress) -> Evaluation | None:
             on_batch=watch.batch,
             on_attack=watch.attack,
         )
-        return found if team.writes else None
+        return (found, known) if team.writes else None
 
 
 class _Watch:
