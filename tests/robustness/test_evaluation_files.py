@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 from dataclasses import replace
 from functools import partial
@@ -18,10 +17,8 @@ from trained import Scale, trained_on_digits
 from messages import check_says, complaint
 from spectralnorm.files import write_atomically
 from spectralnorm.robustness.attacks import pgd
-from spectralnorm.robustness.attacks.named import named
 from spectralnorm.robustness.evaluate import evaluate
 from spectralnorm.robustness.evaluation import Evaluation
-from spectralnorm.robustness.fingerprint import of_model
 
 SIZES = {"linf": [0.05, 0.1]}
 BATCH = 10
@@ -308,77 +305,6 @@ def test_a_shard_of_other_data_at_the_same_time_is_kept_out_of_the_file(tmp_path
     assert Evaluation.load(path) == inner[0]
 
 
-@pytest.mark.parametrize(
-    ("one", "two"),
-    [
-        (
-            nn.Upsample(scale_factor=2, mode="bilinear"),
-            nn.Upsample(scale_factor=2, mode="bilinear", align_corners=True),
-        ),
-        (nn.AvgPool2d(2, count_include_pad=True), nn.AvgPool2d(2, count_include_pad=False)),
-        (nn.AvgPool2d(2), nn.AvgPool2d(2, divisor_override=3)),
-    ],
-)
-def test_options_that_are_not_printed_tell_models_apart(one: nn.Module, two: nn.Module) -> None:
-    assert str(nn.AvgPool2d(2)) == str(nn.AvgPool2d(2, divisor_override=3))
-    assert of_model(nn.Sequential(one)) != of_model(nn.Sequential(two))
-    assert of_model(nn.Sequential(one)) == of_model(copy.deepcopy(nn.Sequential(one)).eval())
-
-
-def test_buffers_that_are_not_saved_tell_models_apart() -> None:
-    nets = [nn.Identity(), nn.Identity()]
-    for factor, net in enumerate(nets):
-        net.register_buffer("factor", torch.tensor(float(factor)), persistent=False)
-    assert of_model(nets[0]) != of_model(nets[1])
-
-
-def test_tensors_given_to_an_attack_tell_attacks_apart() -> None:
-    def shifted(
-        model: nn.Module, x: Tensor, y: Tensor, eps: float, *, delta: Tensor, norm: str, bounds: Any, seed: int
-    ) -> Tensor:
-        return x + delta
-
-    one, two = torch.zeros(2000), torch.zeros(2000)
-    two[1000] = 1
-    names = [named([partial(shifted, delta=delta)])[0].name for delta in (one, two, one.clone())]
-    assert repr(one) == repr(two)
-    assert names[0] != names[1]
-    assert names[0] == names[2]
-    assert len(names[0]) < 80
-    by_function = named([partial(shifted, delta=torch.relu), partial(shifted, delta=lambda z: z)])
-    assert not any("0x" in attack.name for attack in by_function)
-
-
-@pytest.mark.parametrize(
-    ("change", "part"),
-    [
-        ({"counts": [3, 0]}, "probes"),
-        ({"counts": [999, 10]}, "probes"),
-        ({"examples": int("9" * 400)}, "probes"),
-        ({"counts": [1, True]}, "batches"),
-    ],
-)
-def test_probes_that_cannot_be(change: dict[str, Any], part: str, tmp_path: Path) -> None:
-    path = tmp_path / "found.json"
-    run(resume=path)
-    content = json.loads(path.read_text())
-    probe = next(each for each in content["batches"]["done"][0]["probes"] if each["kind"] == "unbounded")
-    probe |= change
-    path.write_text(json.dumps(content))
-    if "examples" in change:
-        assert Evaluation.load(path).examples == 45
-        return
-    check_says(complaint(ValueError, lambda: Evaluation.load(path)), str(path), part)
-
-
-@pytest.mark.parametrize("number", ["9" * 400, "9" * 5000])
-def test_numbers_too_long_for_a_float(number: str, tmp_path: Path) -> None:
-    path = tmp_path / "found.json"
-    run(resume=path)
-    path.write_text(path.read_text().replace('"eps": 0.', f'"eps": {number}, "was": 0.', 1))
-    check_says(complaint(ValueError, lambda: Evaluation.load(path)), str(path))
-
-
 def test_what_cannot_be_a_file_is_refused_before_the_work(tmp_path: Path) -> None:
     for path in (tmp_path, Path("/dev/null/found.json")):
         said = complaint(OSError, lambda path=path: run(resume=path, on_attack=no_attack))
@@ -428,28 +354,3 @@ def test_parts_that_are_no_evaluations_or_beyond_the_data() -> None:
     check_says(complaint(TypeError, lambda: Evaluation.merge([one, None])), "NoneType")  # type: ignore[list-item]
     late = replace(one, batches=None, records=(replace(one.records[0], index=7),))
     check_says(complaint(ValueError, lambda: Evaluation.merge([one, late])), "[5, 8] batches")
-
-
-@pytest.mark.parametrize(
-    ("where", "value", "part"),
-    [
-        ("setup.bounds", [5, -5], "setup"),
-        ("setup.bounds", [1, 1], "setup"),
-        ("setup.seed", -3, "setup"),
-        ("batches.done.0.probes", [], "probes"),
-        ("batches.done.0.probes.1.kind", "step", "probes"),
-        ("batches.done.0.probes.1.norm", "l7", "probes"),
-        ("batches.done.0.probes.1.attack", "zzz", "probes"),
-    ],
-)
-def test_contradictions(where: str, value: Any, part: str, tmp_path: Path) -> None:
-    path = tmp_path / "found.json"
-    run(resume=path)
-    content = json.loads(path.read_text())
-    *outer, last = [int(name) if name.isdigit() else name for name in where.split(".")]
-    place = content
-    for name in outer:
-        place = place[name]
-    place[last] = value
-    path.write_text(json.dumps(content))
-    check_says(complaint(ValueError, lambda: Evaluation.load(path)), str(path), part)
