@@ -112,13 +112,14 @@ def test_no_step_of_a_large_layer_waits_for_the_gpu() -> None:
     x, optimizer = torch.rand(2, 256, 8, 8, device=CUDA), torch.optim.SGD(net.parameters(), lr=0.1)
     for step in range(4):
         if step == 2:  # the first steps lay out buffers
-            torch.cuda.set_sync_debug_mode("error")
+            torch.cuda.set_sync_debug_mode("error")  # a wait raises
         try:
             net(x).square().mean().backward()
             optimizer.step()
             optimizer.zero_grad()
         finally:
             torch.cuda.set_sync_debug_mode("default")
+    assert all(bool(parameter.isfinite().all()) for parameter in net.parameters())
 
 
 def test_penalty_on_a_gpu() -> None:

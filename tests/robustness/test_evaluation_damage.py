@@ -29,9 +29,6 @@ def test_probes_that_cannot_be(change: dict[str, Any], part: str, tmp_path: Path
     probe = next(each for each in content["batches"]["done"][0]["probes"] if each["kind"] == "unbounded")
     probe |= change
     path.write_text(json.dumps(content))
-    if "examples" in change:
-        assert Evaluation.load(path).examples == 45
-        return
     check_says(complaint(ValueError, lambda: Evaluation.load(path)), str(path), part)
 
 

@@ -211,7 +211,7 @@ def _run(model: nn.Module, pair: Tensor, shape: tuple[int, ...]) -> Tensor:
     except Exception as error:
         raise ValueError(
             f"input_shape={shape}: the model does not run on a batch of two such inputs ({first_line(error)}); "
-            f"expected one input's shape without batch, such as (3, 32, 32)"
+            "expected one input's shape without batch, such as (3, 32, 32)"
         ) from error
     if not isinstance(output, Tensor) or output.ndim == 0 or len(output) != 2:
         got = f"shape {tuple(output.shape)}" if isinstance(output, Tensor) else type(output).__name__

@@ -164,6 +164,8 @@ def _record(content: Any, setup: Setup) -> Record:
 
 def _plausible(probe: Probe, setup: Setup) -> bool:
     """Whether a probe is of one of the attacks, with the counts of its kind: of examples, or of classes."""
+    if probe.examples > setup.probes:
+        return False
     if probe.kind == "gradients":
         return len(probe.counts) == 1 and probe.counts[0] <= probe.examples and not probe.attack + probe.norm
     if probe.kind not in ("unbounded", "steps") or len(probe.counts) != 2:
