@@ -272,6 +272,22 @@ REFUSED: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], type[Exceptio
         ("training=True",),
     ),
     "product matrix": (lambda: Function(lambda x: x @ x), (3, 3), TypeError, ("matmul", "constant")),
+    "tuples": (
+        lambda: Function(lambda x: torch.cat(x.chunk(2, 1) + x.chunk(2, 1), 1)),
+        (4,),
+        TypeError,
+        ("tuples",),
+    ),
+    "repeated": (lambda: Function(lambda x: torch.cat(x.chunk(2, 1) * 2, 1)), (4,), TypeError, ("tuples",)),
+    "einsum": (
+        lambda: Function(lambda x: torch.einsum("bi,ij->bj", x, torch.eye(2))),
+        (2,),
+        TypeError,
+        ("torch.matmul", "constant"),
+    ),
+    "rolled batch": (lambda: Function(lambda x: torch.roll(x, 1, 0)), (2,), ValueError, ("roll", "axis 0")),
+    "flipped batch": (lambda: Function(lambda x: x.flip(0, 1)), (2,), ValueError, ("flip", "axis 0")),
+    "moved batch": (lambda: Function(lambda x: x.movedim(1, 0)), (2, 3), ValueError, ("movedim", "first axis")),
     "unknown": (lambda: Function(lambda x: torch.special.i0(x)), (2,), TypeError, ("no Lipschitz rule",)),
 }
 
@@ -308,8 +324,7 @@ def test_random_numbers_and_a_mixed_batch_are_seen() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return x + x.flip(0)
 
-    registry_rule = complaint(TypeError, lambda: sn.lipschitz(Mixes(), (2,)))
-    check_says(registry_rule, "flip", "no Lipschitz rule")
+    check_says(complaint(ValueError, lambda: sn.lipschitz(Mixes(), (2,))), "flip", "axis 0 holds the batch")
     check_says(
         complaint(ValueError, lambda: sn.lipschitz(Function(lambda x: x / x.size(0)), (2,))),
         "batch",

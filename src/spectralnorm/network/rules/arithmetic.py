@@ -76,8 +76,21 @@ def _clamp(call: Call) -> Constant:
 
 
 def _operands(call: Call) -> tuple[Any, Any]:
-    """Both sides of a binary operation."""
-    return call.argument("input", 0), call.argument("other", 1)
+    """Both sides of a binary operation.
+
+    Returns:
+        Left and right.
+
+    Raises:
+        TypeError: when they are not tensors and numbers.
+    """
+    first, second = call.argument("input", 0), call.argument("other", 1)
+    if len(call.args) > 2 or any(isinstance(side, (tuple, list)) for side in (first, second)):
+        raise TypeError(
+            f"{call} joins tuples, or is given alpha by position; expected two tensors, or a tensor and a number, "
+            "and alpha by its name."
+        )
+    return first, second
 
 
 def _largest(call: Call, factor: Any) -> float:

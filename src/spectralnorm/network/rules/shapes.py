@@ -52,7 +52,7 @@ def _cast(call: Call) -> Constant:
 @register_lipschitz_rule(torch.dropout)
 def _dropout(call: Call) -> Constant:
     always = call.target not in (F.alpha_dropout, F.feature_alpha_dropout)  # these default to training=False
-    if call.argument("training", 2, default=always):
+    if call.argument("train" if call.target is torch.dropout else "training", 2, default=always):
         raise TypeError(
             f"{call} is called with training=True, also in eval mode; expected training=self.training."
         )
@@ -73,6 +73,38 @@ def _transpose(call: Call) -> Constant:
     axes = [call.argument(f"dim{i}", i + 1, call.argument(f"axis{i}")) for i in (0, 1)]  # swapaxes says "axis"
     check_axes(call, axes, call.output.ndim)
     return 1.0
+
+
+@register_lipschitz_rule(torch.movedim, "movedim", torch.moveaxis, "moveaxis")
+def _moved(call: Call) -> Constant:
+    for name, position in (("source", 1), ("destination", 2)):
+        check_axes(call, call.argument(name, position), call.output.ndim)
+    return 1.0
+
+
+@register_lipschitz_rule(torch.flip, "flip", torch.roll, "roll")
+def _turned(call: Call) -> Constant:
+    if call.target in (torch.flip, "flip"):
+        dims = call.argument("dims", 1)
+        axes = dims if isinstance(dims, (tuple, list)) else (dims, *call.args[2:])
+    else:
+        axes = call.argument("dims", 2)
+    check_axes(call, axes, call.output.ndim)
+    return 1.0
+
+
+@register_lipschitz_rule(torch.narrow, "narrow", torch.select, "select")
+def _part(call: Call) -> Constant:
+    check_axes(call, call.argument("dim", 1), call.inputs[0].ndim)
+    return 1.0
+
+
+@register_lipschitz_rule(torch.index_select, "index_select")
+def _chosen(call: Call) -> Constant:
+    """A row that is chosen k times is longer by the root of k."""
+    check_axes(call, call.argument("dim", 1), call.inputs[0].ndim)
+    index = call.argument("index", 2)
+    return root_up(float(index.flatten().bincount().amax())) if index.numel() else 0.0
 
 
 @register_lipschitz_rule(torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze")
@@ -137,6 +169,6 @@ def _index(call: Call) -> Constant:
     if not keeps_batch:
         raise TypeError(
             f"{call} with index {index} has no rule; expected whole numbers, slices, None and ..., the batch's "
-            "axis whole: x[:, ...]."
+            "axis whole: x[:, ...]. Lists of numbers go through torch.index_select."
         )
     return 1.0
