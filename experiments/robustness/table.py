@@ -144,7 +144,7 @@ def finals_table(net: str) -> Table | None:
 
 def curves(path: Path) -> None:
     """Plot clean accuracy against the mean accuracy under attack: dots of the search, rings of the finals."""
-    figure = figure_class()(figsize=(12, 5))
+    figure = figure_class()(figsize=(12, 5.8))
     for place, net in enumerate(GRID, start=1):
         axes = figure.add_subplot(1, len(GRID), place)
         ended = list(finals(net))
@@ -165,7 +165,7 @@ def curves(path: Path) -> None:
             xlim=(70, 95),
         )
         axes.grid(alpha=0.3)
-        axes.legend(fontsize=7)
+        axes.legend(fontsize=7, ncols=3, loc="upper center", bbox_to_anchor=(0.5, -0.12))  # over no ring
     figure.tight_layout()
     figure.savefig(path, dpi=110)
 
