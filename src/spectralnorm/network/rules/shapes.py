@@ -93,18 +93,11 @@ def _turned(call: Call) -> Constant:
     return 1.0
 
 
-@register_lipschitz_rule(torch.narrow, "narrow", torch.select, "select")
-def _part(call: Call) -> Constant:
-    check_axes(call, call.argument("dim", 1), call.inputs[0].ndim)
-    return 1.0
-
-
 @register_lipschitz_rule(torch.index_select, "index_select")
 def _chosen(call: Call) -> Constant:
     """A row that is chosen k times is longer by the root of k."""
     check_axes(call, call.argument("dim", 1), call.inputs[0].ndim)
-    index = call.argument("index", 2)
-    return root_up(float(index.flatten().bincount().amax())) if index.numel() else 0.0
+    return _root_of_count(call.argument("index", 2).flatten())
 
 
 @register_lipschitz_rule(torch.squeeze, "squeeze", torch.unsqueeze, "unsqueeze")
@@ -138,7 +131,11 @@ def _cut_at(call: Call) -> Constant:
     if places is None:
         places = call.args[1]
     numbers = torch.arange(call.inputs[0].shape[dim])
-    shown = torch.cat(torch.tensor_split(numbers, places))
+    return _root_of_count(torch.cat(torch.tensor_split(numbers, places)))
+
+
+def _root_of_count(shown: Tensor) -> float:
+    """The root of how often the number that is shown most is shown."""
     return root_up(float(shown.bincount().amax())) if shown.numel() else 0.0
 
 
@@ -149,7 +146,9 @@ def _unbind(call: Call) -> Constant:
 
 
 @register_lipschitz_rule(torch.amax, torch.amin, "amax", "amin")
-def _largest_along(call: Call) -> Constant:
+@register_lipschitz_rule(torch.narrow, "narrow", torch.select, "select")
+def _part(call: Call) -> Constant:
+    """Numbers of the input along an axis, none twice: the largest ones, or those at given places."""
     check_axes(call, call.argument("dim", 1), call.inputs[0].ndim)
     return 1.0
 
